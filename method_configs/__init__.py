@@ -1,0 +1,10 @@
+"""The methods that nerfstudio finds: instances only, so no saved config.yml ever names this package."""
+
+from mobiler2l_ns.checkpoints import allow_numpy_scalars
+
+from .student import mobiler2l, mobiler2l_paper, mobiler2l_small
+from .teacher import mobiler2l_teacher, mobiler2l_teacher_small
+
+__all__ = ["mobiler2l", "mobiler2l_paper", "mobiler2l_small", "mobiler2l_teacher", "mobiler2l_teacher_small"]
+
+allow_numpy_scalars()

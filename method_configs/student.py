@@ -1,0 +1,96 @@
+"""Students: the full network, a small one for a laptop, and the published recipe as the baseline."""
+
+from nerfstudio.configs.base_config import ViewerConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.plugins.types import MethodSpecification
+
+from mobiler2l_ns.datamanager import DistillationDataManagerConfig
+from mobiler2l_ns.model import MobileR2LModelConfig
+from mobiler2l_ns.network import NetworkConfig
+from mobiler2l_ns.optimizers import AdamWConfig, MuonConfig
+from mobiler2l_ns.pipeline import DistillationPipelineConfig
+from mobiler2l_ns.schedulers import CosineSchedulerConfig
+from mobiler2l_ns.trainer import DistillationTrainerConfig
+
+
+def student_config(
+    method_name: str, model: MobileR2LModelConfig, datamanager: DistillationDataManagerConfig, optimizers: dict, **trainer
+) -> DistillationTrainerConfig:
+    """A student's recipe; every one differs only in these arguments."""
+    return DistillationTrainerConfig(
+        method_name=method_name,
+        pipeline=DistillationPipelineConfig(datamanager=datamanager, model=model),
+        optimizers=optimizers,
+        viewer=ViewerConfig(default_composite_depth=False),
+        **trainer,
+    )
+
+
+def data(**options) -> DistillationDataManagerConfig:
+    """Streamed data from a capture in nerfstudio's format, unless the command names another parser."""
+    return DistillationDataManagerConfig(dataparser=NerfstudioDataParserConfig(), **options)
+
+
+def muon(matrix_lr: float, other_lr: float) -> dict:
+    """Muon on the residual blocks, AdamW on the rest, both on a cosine."""
+    schedule = CosineSchedulerConfig(warmup_steps=50, final_ratio=0.02)
+    return {
+        "matrices": {"optimizer": MuonConfig(lr=matrix_lr), "scheduler": schedule},
+        "others": {"optimizer": AdamWConfig(lr=other_lr), "scheduler": schedule},
+    }
+
+
+def published_adamw() -> dict:
+    """AdamW 5e-4 with a short warm-up, as MobileR2L was trained."""
+    group = {"optimizer": AdamWConfig(lr=5e-4, weight_decay=1e-2), "scheduler": CosineSchedulerConfig(200, final_ratio=0.1)}
+    return {"matrices": group, "others": group}
+
+
+mobiler2l = MethodSpecification(
+    config=student_config(
+        "mobiler2l",
+        MobileR2LModelConfig(),
+        data(pool_frames=1000, initial_frames=100, windows_per_batch=256),
+        muon(2e-2, 1e-3),
+        max_num_iterations=30000,
+        steps_per_save=2000,
+        mixed_precision=True,
+        vis="viewer+tensorboard",
+    ),
+    description="A neural light field for phones (MobileR2L, D60 W256), distilled from a nerfstudio run.",
+)
+
+mobiler2l_small = MethodSpecification(
+    config=student_config(
+        "mobiler2l-small",
+        MobileR2LModelConfig(network=NetworkConfig(depth=24, width=96, sr_widths=(48, 32, 16))),
+        data(pool_frames=400, initial_frames=8, teacher_share=0.4, tile_cells=20),
+        muon(2e-2, 1e-3),
+        max_num_iterations=2000,
+        steps_per_save=500,
+        vis="tensorboard",
+    ),
+    description="A small light field that trains on a laptop's CPU in minutes.",
+)
+
+mobiler2l_paper = MethodSpecification(
+    config=student_config(
+        "mobiler2l-paper",
+        MobileR2LModelConfig(network=NetworkConfig(batch_norm=True), jitter_points=True),
+        data(
+            pool_frames=10000,
+            initial_frames=10000,
+            teacher_share=0.0,
+            photo_share=0.0,
+            windows_per_batch=40,
+            window_cells=None,
+            near_far=(2.0, 6.0),
+        ),
+        published_adamw(),
+        max_num_iterations=600000,
+        steps_per_save=2000,
+        mixed_precision=True,
+        vis="viewer+tensorboard",
+    ),
+    description="MobileR2L as published (fixed pseudo data, batch norm, AdamW): the baseline.",
+)

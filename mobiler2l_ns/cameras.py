@@ -1,0 +1,167 @@
+"""Cameras and rays of the student. The only place where nerfstudio's rays become MobileR2L's.
+
+The student sees an image as a grid of cells, s x s pixels each, and takes one ray through the centre of each cell::
+
+        0   s   2s      W            H, W  image size in pixels        B  batch
+      0 +---+---+-- ... +            h, w  ray grid, H/s and W/s       s  upscale factor
+        | x | x |       |            x     ray of cell (i, j): pixel ((i + .5) s, (j + .5) s)
+      s +---+---+-- ... +
+        | x | x |       |            rays_d of a pinhole camera: ((x - cx)/f, -(y - cy)/f, -1) in camera axes, turned
+        +---+---+       |            into the world and NOT normalised: a point at ``z`` along it is z in front of the
+       ...             ...           camera plane. nerfstudio's own ray directions have unit length.
+      H +---+---+-- ... +
+"""
+
+from typing import NamedTuple, Tuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
+from torch import Tensor
+
+
+def student_rays(bundle: RayBundle) -> Tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch 3"]]:
+    """Ray origins and directions as the student wants them: directions scaled to unit depth, not to unit length."""
+    return bundle.origins, bundle.directions * bundle.metadata["directions_norm"]
+
+
+def cell_centres(h: int, w: int, scale: Tuple[float, float], device=None) -> Float[Tensor, "h w 2"]:
+    """Pixel coordinates (y, x) of the centres of an h x w grid of cells of scale[0] x scale[1] pixels."""
+    y = (torch.arange(h, device=device) + 0.5) * scale[0]
+    x = (torch.arange(w, device=device) + 0.5) * scale[1]
+    return torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1)
+
+
+def rays_at(
+    cameras: Cameras, indices: Int[Tensor, "B"], coords: Float[Tensor, "B h w 2"]
+) -> RayBundle:
+    """Rays of several cameras through given pixel coordinates, lens distortion included.
+
+    Args:
+        cameras: Cameras of shape (N,).
+        indices: Which camera each grid belongs to.
+        coords: Pixel coordinates (y, x); pixel centres are at .5.
+
+    Returns:
+        A bundle of shape (B, h, w).
+    """
+    shape = coords.shape[:-1]
+    per_ray = indices.view(-1, 1, 1).expand(shape).reshape(-1, 1)
+    return cameras.generate_rays(camera_indices=per_ray, coords=coords.reshape(-1, 2)).reshape(shape)
+
+
+def pinhole_cameras(c2w: Float[Tensor, "B 3 4"], focal: float, height: int, width: int) -> Cameras:
+    """Centred pinhole cameras, the kind that an exported Sampler describes."""
+    return Cameras(
+        camera_to_worlds=c2w, fx=focal, fy=focal, cx=width / 2, cy=height / 2, width=width, height=height
+    ).to(c2w.device)
+
+
+def crop_camera(camera: Cameras, top: int, left: int, height: int, width: int) -> Cameras:
+    """The camera (1,) that sees a height x width window of ``camera``'s image."""
+    return Cameras(
+        camera_to_worlds=camera.camera_to_worlds,
+        fx=camera.fx, fy=camera.fy, cx=camera.cx - left, cy=camera.cy - top,
+        width=torch.full_like(camera.width, width), height=torch.full_like(camera.height, height),
+        distortion_params=camera.distortion_params, camera_type=camera.camera_type,
+    )  # fmt: skip
+
+
+def fit_cameras(cameras: Cameras, height: int, width: int) -> Tuple[Cameras, Float[Tensor, "N"]]:
+    """Cameras whose images cover height x width pixels: scaled by one factor, then cropped at the centre.
+
+    Args:
+        cameras: Cameras of shape (N,), of any sizes.
+        height: Wanted image height.
+        width: Wanted image width.
+
+    Returns:
+        The cameras and each one's scale factor.
+    """
+    old_w, old_h = cameras.width.float(), cameras.height.float()  # (N, 1)
+    factor = torch.maximum(width / old_w, height / old_h)
+    fitted = Cameras(
+        camera_to_worlds=cameras.camera_to_worlds,
+        fx=cameras.fx * factor, fy=cameras.fy * factor,
+        cx=(cameras.cx - old_w / 2) * factor + width / 2, cy=(cameras.cy - old_h / 2) * factor + height / 2,
+        width=torch.full_like(cameras.width, width), height=torch.full_like(cameras.height, height),
+        distortion_params=cameras.distortion_params, camera_type=cameras.camera_type,
+    )  # fmt: skip
+    return fitted, factor[:, 0]
+
+
+def fit_image(image: Float[Tensor, "H0 W0 C"], height: int, width: int) -> Float[Tensor, "height width C"]:
+    """The picture that belongs to ``fit_cameras``: resized with antialiasing to cover, then cropped at the centre.
+
+    The resize is done about the centre at exactly the cameras' factor, so pixels stay on their rays.
+    """
+    old_h, old_w = image.shape[:2]
+    if (old_h, old_w) == (height, width):
+        return image
+    factor = max(width / old_w, height / old_h)
+    # The largest centred window whose scaled size is height x width, in old pixels (may end between pixels).
+    top, left = (old_h - height / factor) / 2, (old_w - width / factor) / 2
+    return resample_window(image, top, left, height / factor, width / factor, height, width)
+
+
+def resample_window(
+    image: Float[Tensor, "H0 W0 C"], top: float, left: float, window_h: float, window_w: float, height: int, width: int
+) -> Float[Tensor, "height width C"]:
+    """Resamples a window with fractional edges to height x width pixels, averaging where it shrinks.
+
+    Shrinking by a factor k averages ceil(k)^2 bilinear taps a pixel: an exact box filter at whole factors.
+    """
+    taps_y, taps_x = max(1, -int(-window_h // height)), max(1, -int(-window_w // width))
+    y = top + (torch.arange(height * taps_y) + 0.5) * (window_h / (height * taps_y))
+    x = left + (torch.arange(width * taps_x) + 0.5) * (window_w / (width * taps_x))
+    grid = torch.stack(torch.meshgrid(y / image.shape[0], x / image.shape[1], indexing="ij"), dim=-1).to(image) * 2 - 1
+    sampled = F.grid_sample(
+        image.permute(2, 0, 1)[None], grid[..., [1, 0]][None], align_corners=False, padding_mode="border"
+    )
+    return F.avg_pool2d(sampled, (taps_y, taps_x))[0].permute(1, 2, 0)
+
+
+class StudentView(NamedTuple):
+    """How one camera is rendered by a student: rays on its grid, then a crop and a resize to the camera's size."""
+
+    rays: RayBundle
+    """(1, h, w) rays through cell centres."""
+    inner_height: int
+    """Rows of the student's picture that belong to the camera; the rest rounds up to whole cells."""
+    inner_width: int
+    """Columns of the student's picture that belong to the camera."""
+    height: int
+    """Height of the camera's image."""
+    width: int
+    """Width of the camera's image."""
+
+
+def student_view(camera: Cameras, focal: float, upscale: int) -> StudentView:
+    """Cell rays that let a student render a camera of any size and field of view.
+
+    The super-resolution stages learned one angular size of a cell. So the grid is laid out at the focal length that
+    the student was trained with, over the camera's whole field of view, and the picture is resized afterwards. Where
+    the camera has the trained focal length and a size that ``upscale`` divides, nothing is resized or cropped.
+
+    Args:
+        camera: A camera of shape (1,).
+        focal: Focal length of the student's images in pixels.
+        upscale: Pixels a cell, s.
+    """
+    height, width = int(camera.height), int(camera.width)
+    factor = focal / float(camera.fy)
+    inner_h, inner_w = max(upscale, round(height * factor)), max(upscale, round(width * factor))
+    h, w = -(-inner_h // upscale), -(-inner_w // upscale)
+    coords = cell_centres(h, w, (upscale * height / inner_h, upscale * width / inner_w), camera.device)
+    index = torch.zeros(1, dtype=torch.long, device=camera.device)
+    return StudentView(rays_at(camera, index, coords[None]), inner_h, inner_w, height, width)
+
+
+def to_camera_size(image: Float[Tensor, "C Hs Ws"], view: StudentView) -> Float[Tensor, "H W C"]:
+    """Crops and resizes the student's picture to the camera's image."""
+    image = image[:, : view.inner_height, : view.inner_width]
+    if image.shape[1:] != (view.height, view.width):
+        image = F.interpolate(image[None], size=(view.height, view.width), mode="bilinear", antialias=True)[0]
+    return image.permute(1, 2, 0)

@@ -1,0 +1,151 @@
+"""nerfstudio runs on disk: find them, read their config, load their model without data set or network.
+
+A run is a folder ``OUTPUTS/<experiment>/<method>/<timestamp>/`` with ``config.yml``, ``dataparser_transforms.json`` and
+``nerfstudio_models/step-*.ckpt``.
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+
+import torch
+import yaml
+from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.models.base_model import Model
+from torch import Tensor
+
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.metrics import without_lpips_download
+
+
+def allow_numpy_scalars() -> None:
+    """Lets torch >= 2.6 load stock nerfstudio checkpoints, whose schedulers contain numpy floats.
+
+    Called when nerfstudio discovers our methods, so it heals every ``ns-*`` command.
+    """
+    if not hasattr(torch.serialization, "add_safe_globals"):
+        return
+    import numpy as np
+
+    core = np._core if hasattr(np, "_core") else np.core
+    safe = [core.multiarray.scalar, np.dtype]
+    if hasattr(np, "dtypes"):
+        safe += [np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
+    torch.serialization.add_safe_globals(safe)
+
+
+def read_config(config_path: Path):
+    """The TrainerConfig in a run's config.yml.
+
+    Raises:
+        UserError: The file is missing or is not a nerfstudio config.
+    """
+    from nerfstudio.engine.trainer import TrainerConfig
+
+    if config_path.is_dir():
+        config_path = config_path / "config.yml"
+    if not config_path.is_file():
+        raise UserError(f"there is no {config_path}: pass the config.yml that ns-train wrote into the run's folder.")
+    try:
+        config = yaml.load(config_path.read_text(), Loader=yaml.Loader)
+    except Exception as error:
+        # yaml's Loader builds whatever classes the file names, so anything may be raised here.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{config_path} cannot be read as a nerfstudio config.yml ({reason}).") from None
+    if not isinstance(config, TrainerConfig):
+        raise UserError(f"{config_path} is not a nerfstudio config.yml: pass the one inside a run's folder.")
+    return config
+
+
+def checkpoint_steps(config_path: Path, config) -> List[Path]:
+    """Checkpoints of a run, oldest first. They are looked for beside config.yml, wherever the run was moved to."""
+    return sorted((config_path.parent / config.relative_model_dir).glob("step-*.ckpt"))
+
+
+def find_runs(outputs: Path) -> List[Path]:
+    """The config.yml of every run below ``outputs``, newest first."""
+    return sorted(outputs.glob("*/*/*/config.yml"), key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def load_dataparser_transform(config_path: Path) -> Optional[Tuple[Tensor, float]]:
+    """Pose transform (3, 4) and scale of the world that a run was trained in, or None where the run did not save it."""
+    path = config_path.parent / "dataparser_transforms.json"
+    if not path.is_file():
+        return None
+    saved = json.loads(path.read_text())
+    return torch.tensor(saved["transform"]), float(saved["scale"])
+
+
+def load_model(config_path: Path, device) -> Tuple[Model, int]:
+    """Rebuilds the model of a run from its newest checkpoint: frozen, in eval mode, on ``device``.
+
+    Reads only config.yml and the checkpoint; sizes that nerfstudio takes from the data set are read off the weights.
+
+    Args:
+        config_path: A run's config.yml.
+        device: Where the model goes.
+
+    Returns:
+        The model and the step it was saved at.
+
+    Raises:
+        UserError: No checkpoint, an unreadable one, or one of another architecture.
+    """
+    config = read_config(config_path)
+    checkpoints = checkpoint_steps(config_path, config)
+    if not checkpoints:
+        folder = config_path.parent / config.relative_model_dir
+        raise UserError(f"{folder} has no checkpoint: train this run first, or pass the config.yml of one that was saved.")
+    path = checkpoints[-1]
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=False)
+        state, step = loaded["pipeline"], int(loaded["step"])
+    except Exception:
+        # A file cut short by a full disk or a kill fails in many ways: zip, pickle, key errors.
+        raise UserError(f"{path} is not a whole nerfstudio checkpoint: delete it, or resume the run to write it anew.") from None
+    state = model_state(state)
+    model = _build_model(config.pipeline.model, state, device, path)
+    try:
+        model.load_state_dict(state, strict=True)
+    except (RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(
+            f"{path} was written by another architecture than {config_path} describes ({reason}): "
+            "use the config.yml from the same run."
+        ) from None
+    model.update_to_step(step)
+    return model.to(device).eval().requires_grad_(False), step
+
+
+def model_state(pipeline_state: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """The model's own entries of a pipeline's state dict, without DDP's prefix and without LPIPS weights."""
+    state = {}
+    for key, value in pipeline_state.items():
+        key = key.removeprefix("module.")
+        if key.startswith("_model."):
+            state[key.removeprefix("_model.").removeprefix("module.")] = value
+    return {key: value for key, value in state.items() if not key.startswith("lpips.")}
+
+
+def _build_model(model_config, state: Dict[str, Tensor], device, path: Path) -> Model:
+    aabb = next((value for key, value in state.items() if key.endswith("aabb")), None)
+    num_images = next(
+        (len(state[key]) for key in ("field.embedding_appearance.embedding.weight", "camera_optimizer.pose_adjustment")
+         if key in state), 1,
+    )  # fmt: skip
+    if hasattr(model_config, "implementation"):
+        # config.yml says "tcnn" even where nerfstudio fell back to torch; the weights know better.
+        uses_tcnn = any("tcnn_encoding" in key for key in state)
+        if uses_tcnn and importlib.util.find_spec("tinycudann") is None:
+            raise UserError(f"{path} needs tiny-cuda-nn: install it, or train the run with --pipeline.model.implementation torch.")
+        model_config.implementation = "tcnn" if uses_tcnn else "torch"
+    with without_lpips_download():
+        return model_config.setup(
+            scene_box=SceneBox(aabb if aabb is not None else torch.tensor([[-1.0] * 3, [1.0] * 3])),
+            num_train_data=num_images,
+            metadata={},
+            device=device,
+            grad_scaler=None,
+            seed_points=None,
+        )

@@ -1,0 +1,318 @@
+"""Streams training data for the student: fresh teacher views and real photos, from memory, without end.
+
+A step takes a batch of windows from the pool of teacher views and from the photos. Between steps the teacher renders
+new views from new poses, within a share of the training time, and each replaces the oldest one: the student never
+sees a fixed set, and nothing has to be stored on disk.
+"""
+
+import json
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Dict, List, Literal, Optional, Tuple, Type
+
+import torch
+import tyro
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
+from nerfstudio.utils import comms
+from nerfstudio.utils.rich_utils import CONSOLE
+from rich.progress import track
+from torch import Tensor
+
+from mobiler2l_ns.cameras import crop_camera, fit_cameras, fit_image, pinhole_cameras
+from mobiler2l_ns.capture import CaptureDataManager, CaptureDataManagerConfig
+from mobiler2l_ns.checkpoints import load_dataparser_transform, read_config
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.pool import FramePool, PhotoSet
+from mobiler2l_ns.poses import PoseKind, PoseSampler, fit_poses
+from mobiler2l_ns.teacher import FrozenTeacher, Teacher, depth_range, resolve_teacher
+
+
+@dataclass
+class DistillationDataManagerConfig(CaptureDataManagerConfig):
+    """Where the student's training data comes from."""
+
+    _target: Type = field(default_factory=lambda: DistillationDataManager)
+    teacher: Optional[Path] = None
+    """config.yml of the teacher, any nerfstudio run; left out: the newest run on the same data, which is then named."""
+    teacher_search_dir: Path = Path("outputs")
+    """Where runs are looked for when no teacher is given."""
+    image_size: Optional[Tuple[int, int]] = None
+    """Width and height of the student's picture in pixels, both divisible by the network's upscale factor; left out: the
+    photos' own size."""
+    poses: PoseKind = "auto"
+    """Where the teacher is rendered from. orbit: a shell around the object; path: between neighbouring cameras."""
+    near_far: Optional[Tuple[float, float]] = None
+    """z of the first and the last point on a ray, in world units; left out: tight around what the teacher shows."""
+    pool_frames: int = 1000
+    """Teacher views kept in memory; the oldest makes room for a new one."""
+    initial_frames: int = 100
+    """Teacher views rendered before the first step."""
+    teacher_share: float = 0.15
+    """Share of the training time in which the teacher renders new views. 0: only the initial views are used."""
+    tile_cells: Optional[int] = None
+    """Render square tiles of this many ray-grid cells a side instead of whole views: more poses for the same pixels."""
+    photo_share: float = 0.5
+    """Share of each batch that comes from the real photos. 0: teacher only."""
+    windows_per_batch: int = 64
+    """Picture windows in a batch."""
+    window_cells: Optional[int] = 5
+    """Side of a window in ray-grid cells; left out: whole pictures."""
+    cache_dir: Optional[Path] = None
+    """Also keep the pool in this folder, so that an interrupted run need not render it again."""
+    upscale: tyro.conf.Suppress[int] = 8
+    """Pixels a ray-grid cell; set by the pipeline from the network's shape."""
+
+
+class DistillationDataManager(CaptureDataManager):
+    """Serves (rays, pixels) windows for training and whole photos for evaluation.
+
+    The teacher is touched by ns-train only; every other command works without it.
+    """
+
+    config: DistillationDataManagerConfig
+
+    def __init__(self, config: DistillationDataManagerConfig, *args, test_mode="val", **kwargs):
+        self.pool: Optional[FramePool] = None
+        self.photos: Optional[PhotoSet] = None
+        self.eval_photos: Optional[PhotoSet] = None
+        self.teacher_seconds = 0.0
+        self.started: Optional[float] = None
+        if test_mode == "val":
+            self._adopt_teacher(config)
+        super().__init__(config, *args, test_mode=test_mode, **kwargs)
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The frozen teacher, loaded when first needed. A cached property keeps it out of state_dict and train()."""
+        CONSOLE.print(f"Loading the teacher {self.config.teacher}")
+        return FrozenTeacher(self.config.teacher, self.device)
+
+    @cached_property
+    def pose_sampler(self) -> PoseSampler:
+        """Where the teacher is rendered from."""
+        return fit_poses(self.train_dataset.cameras.camera_to_worlds.to(self.device), self.config.poses)
+
+    @property
+    def size(self) -> Tuple[int, int]:
+        """(H, W) of the student's picture."""
+        return self._size
+
+    # -- set-up ---------------------------------------------------------------------------------------------------
+
+    def _adopt_teacher(self, config: DistillationDataManagerConfig) -> None:
+        """Finds the teacher and takes over its data parser, so that both live in one world."""
+        data = Path(config.data if config.data is not None else config.dataparser.data)
+        config.teacher = resolve_teacher(config.teacher, data, config.teacher_search_dir).resolve()
+        parser = read_config(config.teacher).pipeline.datamanager.dataparser
+        if type(config.dataparser)() == _with_data(config.dataparser, type(config.dataparser)().data):
+            # Nothing was said about parsing on the command line.
+            config.dataparser = _with_data(parser, data)
+
+    def setup_train(self) -> None:
+        """Photos, pool and the student's camera; for other commands than ns-train only nerfstudio's pixel sampler."""
+        self.train_pixel_sampler = self._get_pixel_sampler(self.train_dataset, self.config.train_num_rays_per_batch)
+        if self.test_mode != "val":
+            return
+        self._check_same_world()
+        upscale = self.config.upscale
+        self._size = student_size(self.train_dataset, self.config.image_size, upscale)
+        height, width = self.size
+        cameras, factor = fit_cameras(self.train_dataset.cameras, height, width)
+        focal = float(cameras.fx.median())
+        self._announce(focal)
+        if self.config.photo_share > 0:
+            self.photos = load_photos(self.train_dataset, height, width, upscale, self.device)
+        near, far = self._near_far(focal)
+        self.train_dataset.metadata["student_camera"] = {
+            "height": height, "width": width, "focal": focal, "near": near, "far": far,
+        }  # fmt: skip
+        tile = min(height, (self.config.tile_cells or height) * upscale), min(width, (self.config.tile_cells or width) * upscale)
+        identity = f"{self.config.teacher} step {getattr(self.teacher, 'step', 0)} {height}x{width} focal {focal:.3f}"
+        self.pool = FramePool(
+            self.config.pool_frames, tile, self.size, focal, upscale, self.device, self.config.cache_dir, identity
+        )
+
+    def _check_same_world(self) -> None:
+        saved = load_dataparser_transform(self.config.teacher)
+        if saved is None:
+            return
+        outputs, (transform, scale) = self.train_dataparser_outputs, saved
+        same = torch.allclose(outputs.dataparser_transform.cpu().float(), transform.float(), atol=1e-4)
+        if not same or abs(outputs.dataparser_scale - scale) > 1e-4 * abs(scale):
+            raise UserError(
+                f"{self.config.teacher} was trained in another world than {self.get_datapath()} (pose transform or "
+                "scale differ): pass a teacher of this capture, or leave the data parser's options as the teacher's."
+            )
+
+    def _near_far(self, focal: float) -> Tuple[float, float]:
+        if self.config.near_far is not None:
+            near, far = self.config.near_far
+            if not 0 < near < far:
+                raise UserError(f"--pipeline.datamanager.near-far needs 0 < near < far, not {near} {far}.")
+            return near, far
+        height, width = self.size
+        small = 32 / max(height, width)
+        probes = pinhole_cameras(self.pose_sampler.sample(24), focal * small, round(height * small), round(width * small))
+        near, far = depth_range(self.teacher, probes)
+        CONSOLE.print(f"Content lies between z = {near:.3f} and {far:.3f} ({self.pose_sampler.kind} poses)")
+        return near, far
+
+    def _announce(self, focal: float) -> None:
+        height, width = self.size
+        cells = self.config.tile_cells
+        tile_h, tile_w = (height, width) if cells is None else (min(height, cells * self.config.upscale), min(width, cells * self.config.upscale))
+        pool = self.config.pool_frames * tile_h * tile_w * 3
+        photos = len(self.train_dataset) * height * width * 3 if self.config.photo_share > 0 else 0
+        where = f"also kept in {self.config.cache_dir}" if self.config.cache_dir else "nothing is written to disk"
+        CONSOLE.print(
+            f"Student picture {width}x{height}, focal {focal:.1f}. Pool: {self.config.pool_frames} teacher views of "
+            f"{tile_w}x{tile_h} ({pool / 1e6:.1f} MB) + photos ({photos / 1e6:.1f} MB) in memory; {where}."
+        )
+
+    # -- batches --------------------------------------------------------------------------------------------------
+
+    def next_train(self, step: int) -> Tuple[RayBundle, Dict]:
+        """Rays (B, hc, wc) and ``batch["image"]`` (B, Hc, Wc, 3). In other commands than ns-train: nerfstudio's own."""
+        if self.pool is None:
+            return super().next_train(step)
+        self.train_count += 1
+        self._replenish()
+        hc, wc = self._window()
+        count = self.config.windows_per_batch
+        num_photos = round(count * self.config.photo_share) if self.photos is not None else 0
+        parts = []
+        if num_photos < count:
+            parts.append(self.pool.sample(count - num_photos, hc, wc))
+        if num_photos:
+            parts.append(self.photos.sample(num_photos, hc, wc))
+        return join_bundles([p.rays for p in parts]), {"image": torch.cat([p.pixels for p in parts])}
+
+    def next_eval(self, step: int) -> Tuple[RayBundle, Dict]:
+        """Windows of held-out photos."""
+        if self.pool is None:
+            return super().next_eval(step)
+        self.eval_count += 1
+        if self.eval_photos is None:
+            self.eval_photos = load_photos(self.eval_dataset, *self.size, self.config.upscale, self.device, limit=8)
+        windows = self.eval_photos.sample(self.config.windows_per_batch, *self._window())
+        return windows.rays, {"image": windows.pixels}
+
+    def _window(self) -> Tuple[int, int]:
+        grid = [pixels // self.config.upscale for pixels in self.pool.tile]
+        side = self.config.window_cells
+        return (grid[0], grid[1]) if side is None else (min(side, grid[0]), min(side, grid[1]))
+
+    def _replenish(self) -> None:
+        """Fills the pool before the first step; later renders new views while the teacher is within its share."""
+        if self.config.photo_share >= 1:
+            return
+        if self.started is None:
+            missing = min(self.config.initial_frames, self.config.pool_frames) - len(self.pool)
+            for _ in track(range(max(1, missing)), "Teacher renders the first views", console=CONSOLE, transient=True):
+                self._render_frame()
+            self.started = time.perf_counter() - self.teacher_seconds
+        while self.teacher_seconds < self.config.teacher_share * (time.perf_counter() - self.started):
+            self._render_frame()
+
+    def _render_frame(self) -> None:
+        start = time.perf_counter()
+        (height, width), (tile_h, tile_w) = self.size, self.pool.tile
+        c2w = self.pose_sampler.sample(1)
+        top = int(torch.randint(height - tile_h + 1, ()))
+        left = int(torch.randint(width - tile_w + 1, ()))
+        camera = pinhole_cameras(c2w, self.pool.focal, height, width)
+        with torch.autocast(device_type=torch.device(self.device).type, enabled=False):
+            image = self.teacher.render(crop_camera(camera, top, left, tile_h, tile_w))
+        self.pool.add(image.to(self.pool.images.device), c2w[0], (top, left))
+        self.teacher_seconds += time.perf_counter() - start
+
+    def get_train_rays_per_batch(self) -> int:
+        """Output pixels a step, which is what the viewer and ns-eval count too."""
+        if self.pool is None:
+            return super().get_train_rays_per_batch()
+        hc, wc = self._window()
+        return self.config.windows_per_batch * hc * wc * self.config.upscale**2
+
+    # -- what was done --------------------------------------------------------------------------------------------
+
+    def statistics(self) -> Dict[str, float]:
+        """Size and cost of the pool so far."""
+        elapsed = time.perf_counter() - self.started if self.started is not None else 0.0
+        return {
+            "capacity": self.config.pool_frames,
+            "frames": self.pool.num_added,
+            "frame_height": self.pool.tile[0],
+            "frame_width": self.pool.tile[1],
+            "bytes": self.pool.nbytes + (self.photos.nbytes if self.photos is not None else 0),
+            "photos": len(self.photos) if self.photos is not None else 0,
+            "teacher_seconds": round(self.teacher_seconds, 2),
+            "share_of_training_time": round(self.teacher_seconds / elapsed, 4) if elapsed else 0.0,
+        }
+
+    def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> List[TrainingCallback]:
+        """Leaves the pool's statistics in the run's folder when training ends."""
+
+        def save_statistics(step: int) -> None:
+            if comms.is_main_process() and self.pool is not None:
+                path = attributes.trainer.base_dir / "distillation.json"
+                path.write_text(json.dumps({"steps": step + 1, "pool": self.statistics()}, indent=2))
+
+        return [TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], save_statistics)]
+
+
+def student_size(dataset: InputDataset, image_size: Optional[Tuple[int, int]], upscale: int) -> Tuple[int, int]:
+    """(H, W) of the student's picture.
+
+    Raises:
+        UserError: The size is not divisible by the upscale factor.
+    """
+    width, height = image_size or (int(dataset.cameras.width[0]), int(dataset.cameras.height[0]))
+    if width < upscale or height < upscale or width % upscale or height % upscale:
+        near_w, near_h = (max(upscale, upscale * (n // upscale)) for n in (width, height))
+        source = "--pipeline.datamanager.image-size" if image_size else str(dataset.image_filenames[0])
+        raise UserError(
+            f"{source} is {width}x{height}, which the network's upscale factor {upscale} does not divide: "
+            f"pass --pipeline.datamanager.image-size {near_w} {near_h}."
+        )
+    return height, width
+
+
+def load_photos(
+    dataset: InputDataset, height: int, width: int, upscale: int, device, limit: Optional[int] = None
+) -> PhotoSet:
+    """Photos of a split at the student's size, on white where they are transparent."""
+    indices = list(range(len(dataset)))[:: max(1, len(dataset) // limit) if limit else 1]
+    images = torch.empty((len(indices), height, width, 3), dtype=torch.uint8)
+    for slot, index in enumerate(track(indices, "Loading photos", console=CONSOLE, transient=True)):
+        image = fit_image(on_white(dataset.get_image_float32(index)), height, width)
+        images[slot] = (image * 255).round().to(torch.uint8)
+    cameras, _ = fit_cameras(dataset.cameras[torch.tensor(indices)], height, width)
+    return PhotoSet(images.to(device), cameras.to(device), upscale)
+
+
+def on_white(image: Tensor) -> Tensor:
+    """(..., 4) straight-alpha colours as (..., 3) on white; other images unchanged."""
+    return image if image.shape[-1] == 3 else image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
+
+
+def join_bundles(bundles: List[RayBundle]) -> RayBundle:
+    """One bundle of several (B, h, w) ones."""
+    return RayBundle(
+        origins=torch.cat([b.origins for b in bundles]),
+        directions=torch.cat([b.directions for b in bundles]),
+        pixel_area=torch.cat([b.pixel_area for b in bundles]),
+        metadata={"directions_norm": torch.cat([b.metadata["directions_norm"] for b in bundles])},
+    )
+
+
+def _with_data(parser, data: Path):
+    import copy
+
+    parser = copy.deepcopy(parser)
+    parser.data = data
+    return parser

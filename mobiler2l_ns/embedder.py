@@ -1,0 +1,35 @@
+"""Positional code of the points. Exported as Embedder.onnx; torch only.
+
+h, w: ray grid; K: points a ray; L: frequencies. The code of a number x is
+sin(2^0 x) ... sin(2^(L-1) x), cos(2^0 x) ... cos(2^(L-1) x), x  (Mildenhall et al. 2020, Eq. 4, without pi).
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class Embedder(nn.Module):
+    """Sines and cosines at L octaves, and the number itself.
+
+    Args:
+        num_frequencies: L.
+    """
+
+    def __init__(self, num_frequencies: int):
+        super().__init__()
+        self.num_frequencies = num_frequencies
+        self.num_codes = 2 * num_frequencies + 1
+
+    def forward(self, points: Tensor) -> Tensor:
+        """(B, 1, h*w, 3K) points to (B, 2L+1, h*w, 3K) codes."""
+        angles = [points * float(2**level) for level in range(self.num_frequencies)]
+        return torch.cat([torch.sin(a) for a in angles] + [torch.cos(a) for a in angles] + [points], dim=1)
+
+
+def to_network_input(codes: Tensor, h: int, w: int) -> Tensor:
+    """Codes (B, 2L+1, h*w, 3K) as the network's image (B, 3K(2L+1), h, w), channel = coordinate * (2L+1) + code.
+
+    On a host with (H, W, C) memory, such as SnapML, this is a plain copy.
+    """
+    b, num_codes, _, num_coordinates = codes.shape
+    return codes.permute(0, 3, 1, 2).reshape(b, num_coordinates * num_codes, h, w)

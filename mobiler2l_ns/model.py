@@ -1,0 +1,176 @@
+"""The student as a nerfstudio Model: sampler, embedder and network put together, and nothing else learned.
+
+B: batch; h, w: ray grid; s: upscale factor.
+"""
+
+from dataclasses import dataclass, field
+from typing import Dict, List, Optional, Tuple, Type
+
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.scene_box import OrientedBox
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
+from nerfstudio.model_components import renderers
+from nerfstudio.models.base_model import Model, ModelConfig
+from nerfstudio.utils import comms
+from torch import Tensor
+
+from mobiler2l_ns.cameras import student_rays, student_view, to_camera_size
+from mobiler2l_ns.datamanager import on_white
+from mobiler2l_ns.embedder import Embedder, to_network_input
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.losses import rgb_loss
+from mobiler2l_ns.metrics import image_metrics, psnr
+from mobiler2l_ns.network import MobileR2LNetwork, NetworkConfig, check_network
+from mobiler2l_ns.sampler import Sampler
+
+
+@dataclass
+class MobileR2LModelConfig(ModelConfig):
+    """The student."""
+
+    _target: Type = field(default_factory=lambda: MobileR2LModel)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """Shape of the network."""
+    num_points: int = 8
+    """K: points on each ray."""
+    num_frequencies: int = 6
+    """L: octaves of the positional code."""
+    jitter_points: bool = False
+    """Move the points at random along their rays while training, as published."""
+    export_when_done: bool = True
+    """Write the ONNX files to RUN/onnx when training ends."""
+    enable_collider: bool = False
+    """A light field samples between its own near and far planes."""
+
+
+class MobileR2LModel(Model):
+    """A neural light field: one network pass from a grid of rays to an image."""
+
+    config: MobileR2LModelConfig
+
+    def populate_modules(self):
+        """Builds sampler, embedder and network; the camera comes from the datamanager, or later from a checkpoint."""
+        super().populate_modules()
+        try:
+            check_network(self.config.network)
+        except ValueError as error:
+            raise UserError(f"{error}: change the --pipeline.model.network options.") from None
+        self.sampler = Sampler(self.config.num_points)
+        self.embedder = Embedder(self.config.num_frequencies)
+        in_channels = 3 * self.config.num_points * self.embedder.num_codes
+        self.network = MobileR2LNetwork(in_channels, self.config.network)
+        camera = self.kwargs["metadata"].get("student_camera")
+        if camera is not None:
+            s = self.upscale
+            self.sampler.set_camera(
+                camera["height"] // s, camera["width"] // s, camera["focal"] / s, camera["near"], camera["far"]
+            )
+
+    @property
+    def upscale(self) -> int:
+        """s: pixels a ray-grid cell."""
+        return self.config.network.upscale
+
+    @property
+    def focal(self) -> float:
+        """Focal length of the student's picture in pixels."""
+        return float(self.sampler.focal) * self.upscale
+
+    @property
+    def size(self) -> Tuple[int, int]:
+        """(H, W) of the picture that the exported files produce."""
+        h, w = self.sampler.grid.tolist()
+        return h * self.upscale, w * self.upscale
+
+    def get_param_groups(self) -> Dict[str, List[torch.nn.Parameter]]:
+        """``matrices``: weights of the residual blocks; ``others``: all else."""
+        matrices = [p for name, p in self.network.named_parameters() if is_block_matrix(name)]
+        others = [p for name, p in self.network.named_parameters() if not is_block_matrix(name)]
+        return {"matrices": matrices, "others": others}
+
+    def get_training_callbacks(self, training_callback_attributes: TrainingCallbackAttributes) -> List[TrainingCallback]:
+        """Exports when training ends."""
+
+        def export(step: int) -> None:
+            if self.config.export_when_done and comms.is_main_process():
+                from mobiler2l_ns.export import export_run
+
+                base_dir = training_callback_attributes.trainer.base_dir
+                export_run(base_dir / "config.yml", base_dir / "onnx", num_views=0)
+
+        return [TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], export)]
+
+    # -- rendering ------------------------------------------------------------------------------------------------
+
+    def render_rays(
+        self, rays_o: Float[Tensor, "B h w 3"], rays_d: Float[Tensor, "B h w 3"]
+    ) -> Float[Tensor, "B C H W"]:
+        """The picture that belongs to a grid of rays (directions as in cameras.py)."""
+        b, h, w, _ = rays_d.shape
+        depths = self.sampler.jittered_depths(rays_d) if self.training and self.config.jitter_points else None
+        points = self.sampler.points(rays_o, rays_d, depths)
+        codes = self.embedder(points.reshape(b, 1, h * w, -1))
+        return self.network(to_network_input(codes, h, w))
+
+    def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Tensor]:
+        """``rgb`` (B, H, W, 3) for a bundle (B, h, w) of rays through cell centres.
+
+        Raises:
+            UserError: The rays are not a grid (some nerfstudio exports cast single rays).
+        """
+        if len(ray_bundle.shape) != 3:
+            raise UserError("a light field renders whole pictures, not single rays: use a command that renders cameras "
+                            "(ns-viewer, ns-eval, ns-render camera-path or interpolate).")  # fmt: skip
+        return {"rgb": self.render_rays(*student_rays(ray_bundle)).permute(0, 2, 3, 1)}
+
+    @torch.no_grad()
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: Optional[OrientedBox] = None) -> Dict[str, Tensor]:
+        """``rgb`` (H, W, 3), ``accumulation`` and ``depth`` (H, W, 1) of a camera of any size and field of view.
+
+        A student without those heads is opaque and lies at its far plane. A crop box (the viewer's) masks pixels whose
+        ray misses it.
+        """
+        camera = camera.to(self.device)
+        view = student_view(camera, self.focal, self.upscale)
+        rgb = to_camera_size(self.render_rays(*student_rays(view.rays))[0], view)
+        accumulation = torch.ones_like(rgb[..., :1])
+        if obb_box is not None:
+            rays = camera.generate_rays(0, keep_shape=True, obb_box=obb_box)
+            accumulation = (rays.nears < rays.fars).float() * (rays.nears < 1e9)
+            background = renderers.BACKGROUND_COLOR_OVERRIDE
+            background = torch.ones(3) if background is None else background
+            rgb = rgb * accumulation + background.to(rgb) * (1 - accumulation)
+        return {"rgb": rgb, "accumulation": accumulation, "depth": accumulation * self.sampler.far}
+
+    def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> Dict[str, Tensor]:
+        """Not possible: the bundle holds one ray a pixel."""
+        raise UserError("a light field renders cameras, not bundles of rays: this command needs a radiance field, so run "
+                        "it on the teacher.")  # fmt: skip
+
+    def get_rgba_image(self, outputs: Dict[str, Tensor], output_name: str = "rgb") -> Tensor:
+        """(H, W, 4) straight-alpha picture."""
+        return torch.cat([outputs[output_name], outputs["accumulation"]], dim=-1)
+
+    # -- training and evaluation ----------------------------------------------------------------------------------
+
+    def get_loss_dict(self, outputs, batch, metrics_dict=None) -> Dict[str, Tensor]:
+        """The colour loss."""
+        return {"rgb_loss": rgb_loss(outputs["rgb"], batch["image"].to(self.device))}
+
+    def get_metrics_dict(self, outputs, batch) -> Dict[str, Tensor]:
+        """PSNR of the batch."""
+        return {"psnr": torch.tensor(psnr(outputs["rgb"].detach(), batch["image"].to(self.device)))}
+
+    def get_image_metrics_and_images(self, outputs, batch) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
+        """Metrics against a photo, and photo | student | error (brighter is worse, x3)."""
+        target = on_white(batch["image"].to(self.device))
+        error = (3 * (outputs["rgb"] - target).abs()).clamp(0, 1)
+        return image_metrics(outputs["rgb"], target), {"img": torch.cat([target, outputs["rgb"], error], dim=1)}
+
+
+def is_block_matrix(name: str) -> bool:
+    """Whether a parameter's name is a convolution weight inside a residual block."""
+    return name.endswith(("conv1.weight", "conv2.weight"))

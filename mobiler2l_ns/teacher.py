@@ -1,0 +1,157 @@
+"""The frozen teacher: any nerfstudio run, loaded without its data set, rendering views for the student.
+
+What differs between teachers stays in this file: backgrounds, what "depth" means, and how empty space is skipped.
+"""
+
+from pathlib import Path
+from typing import Optional, Protocol, Tuple
+
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.models.nerfacto import NerfactoModel
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
+
+from mobiler2l_ns.checkpoints import checkpoint_steps, find_runs, load_model, read_config
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.hash_encoding import accelerate_hash_grids
+from mobiler2l_ns.occupancy import OccupancyGrid
+
+
+class Teacher(Protocol):
+    """What a student needs of a teacher."""
+
+    def render(self, camera: Cameras) -> Float[Tensor, "H W 3"]:
+        """The picture, 0..1, that one camera (shape (1,)) sees."""
+        ...
+
+    def surface_depths(self, camera: Cameras) -> Float[Tensor, "N"]:
+        """Distances from the camera plane (z, not along the ray) of the surfaces that one camera sees."""
+        ...
+
+
+class FrozenTeacher:
+    """A trained nerfstudio run as a Teacher.
+
+    Args:
+        config_path: The run's config.yml.
+        device: Where it renders.
+
+    Attributes:
+        model: The run's model, frozen.
+        step: Training step of its checkpoint.
+        occupancy: Where a bounded nerfacto has density; None for other teachers.
+    """
+
+    def __init__(self, config_path: Path, device):
+        self.config_path = config_path
+        self.model, self.step = load_model(config_path, device)
+        accelerate_hash_grids(self.model)
+        self.occupancy: Optional[OccupancyGrid] = None
+        if _is_bounded(self.model):
+            self.occupancy = OccupancyGrid.from_density(self.model.field.density_fn, self.model.field.aabb)
+
+    @torch.no_grad()
+    def render(self, camera: Cameras) -> Float[Tensor, "H W 3"]:
+        outputs = self._outputs(camera)
+        rgb = outputs["rgb"]
+        if getattr(self.model.config, "background_color", None) == "random":
+            # Trained on random backgrounds, such a model leaves black behind the object when it is evaluated.
+            rgb = rgb + (1 - outputs["accumulation"])
+        return rgb.clamp(0, 1)
+
+    @torch.no_grad()
+    def surface_depths(self, camera: Cameras) -> Float[Tensor, "N"]:
+        outputs = self._outputs(camera)
+        depth, seen = outputs["depth"], outputs["accumulation"] > 0.5
+        if not _depth_is_z(self.model):
+            depth = depth / camera.generate_rays(0, keep_shape=True).metadata["directions_norm"]
+        return depth[seen]
+
+    def _outputs(self, camera: Cameras) -> dict:
+        camera = camera.to(self.model.device)
+        if self.occupancy is None:
+            return self.model.get_outputs_for_camera(camera)
+        bundle = camera.generate_rays(0, keep_shape=True)
+        shape, rays = bundle.shape, bundle.flatten()
+        near, far, hit = self.occupancy.intersect(rays.origins, rays.directions)
+        background = 1.0 if self.model.config.background_color == "white" else 0.0
+        outputs = {
+            "rgb": torch.full((len(rays), 3), background, device=self.model.device),
+            "accumulation": torch.zeros(len(rays), 1, device=self.model.device),
+            "depth": torch.zeros(len(rays), 1, device=self.model.device),
+        }
+        for chunk in hit.nonzero()[:, 0].split(self.model.config.eval_num_rays_per_chunk):
+            part = rays[chunk]
+            part.nears, part.fars = near[chunk], far[chunk]  # a collider keeps what is already set
+            rendered = self.model(part)
+            for name in outputs:
+                outputs[name][chunk] = rendered[name]
+        return {name: value.view(*shape, -1) for name, value in outputs.items()}
+
+
+def depth_range(teacher: Teacher, cameras: Cameras) -> Tuple[float, float]:
+    """Near and far plane, tight around what the teacher shows to the given cameras.
+
+    One percent of the surfaces on either side is left out (floaters, sky), then the range grows by 3 percent.
+
+    Raises:
+        UserError: The teacher shows nothing at all.
+    """
+    depths = torch.cat([teacher.surface_depths(cameras[i : i + 1]).cpu() for i in range(len(cameras))])
+    if len(depths) == 0:
+        raise UserError("the teacher's views are empty: train it longer, or pass another one with "
+                        "--pipeline.datamanager.teacher.")  # fmt: skip
+    near, far = torch.quantile(depths[torch.randperm(len(depths))[: 1 << 20]], torch.tensor([0.01, 0.99])).tolist()
+    margin = 0.03 * (far - near) + 1e-3 * far
+    return max(near - margin, 0.05 * near), far + margin
+
+
+def resolve_teacher(teacher: Optional[Path], data: Path, outputs: Path) -> Path:
+    """The config.yml of the teacher to use: the given one, or the newest run on the same data.
+
+    Args:
+        teacher: A run's config.yml or folder, or None.
+        data: The student's capture.
+        outputs: Where runs are looked for.
+
+    Raises:
+        UserError: The given teacher cannot be used, or none is found.
+    """
+    if teacher is not None:
+        path = teacher / "config.yml" if teacher.is_dir() else teacher
+        config = read_config(path)
+        if _is_student(config):
+            raise UserError(f"{path} is a student, not a teacher: pass the config.yml of a radiance field.")
+        return path
+    for path in find_runs(outputs):
+        try:
+            config = read_config(path)
+        except UserError:
+            continue  # another project's or an unfinished run: not ours to complain about
+        run_data = config.pipeline.datamanager.data or config.data
+        same_data = run_data is not None and Path(run_data).resolve() == data.resolve()
+        if same_data and not _is_student(config) and checkpoint_steps(path, config):
+            CONSOLE.print(f"Teacher: {path} (the newest run on {data})")
+            return path
+    raise UserError(f"no teacher for {data} was found in {outputs}/: train one with `ns-train mobiler2l-teacher --data {data}`, "
+                    "or pass a run's config.yml with --pipeline.datamanager.teacher.")  # fmt: skip
+
+
+def _is_student(config) -> bool:
+    return hasattr(config.pipeline.datamanager, "teacher")
+
+
+def _is_bounded(model) -> bool:
+    return (
+        isinstance(model, NerfactoModel)
+        and model.field.spatial_distortion is None
+        and model.config.background_color in ("white", "black")
+    )
+
+
+def _depth_is_z(model) -> bool:
+    from nerfstudio.models.splatfacto import SplatfactoModel
+
+    return isinstance(model, SplatfactoModel)

@@ -1,0 +1,54 @@
+"""nerfstudio's Trainer with checkpoints that a kill cannot spoil and a config.yml that says what was really run."""
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from typing import Literal, Type
+
+from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.utils import comms
+
+from mobiler2l_ns.schedulers import CosineLR
+
+
+@dataclass
+class DistillationTrainerConfig(TrainerConfig):
+    """TrainerConfig of all our methods."""
+
+    _target: Type = field(default_factory=lambda: DistillationTrainer)
+
+
+class DistillationTrainer(Trainer):
+    """Trainer for teachers and students."""
+
+    def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
+        """nerfstudio's, then two things that it leaves to the user: the schedule's length and an honest config.yml."""
+        super().setup(test_mode)
+        for scheduler in self.optimizers.schedulers.values():
+            if isinstance(scheduler, CosineLR):
+                scheduler.end_at(self._start_step + self.config.max_num_iterations)
+        if test_mode == "val" and comms.is_main_process():
+            # ns-train wrote config.yml before the teacher, its data parser and the kind of scene were known.
+            self.config.save_config()
+
+    def save_checkpoint(self, step: int) -> None:
+        """Writes beside the checkpoint folder and moves into it, so a kill never leaves half a file there."""
+        if not comms.is_main_process():
+            return
+        folder, keep_latest = self.checkpoint_dir, self.config.save_only_latest_checkpoint
+        staging = folder.with_name(folder.name + ".writing")
+        shutil.rmtree(staging, ignore_errors=True)
+        self.checkpoint_dir = staging
+        try:
+            super().save_checkpoint(step)
+        finally:
+            self.checkpoint_dir = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (written,) = staging.iterdir()
+        target = folder / written.name
+        os.replace(written, target)
+        staging.rmdir()
+        if keep_latest:
+            for path in folder.glob("*.ckpt"):
+                if path != target:
+                    path.unlink()
