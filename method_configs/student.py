@@ -14,7 +14,11 @@ from mobiler2l_ns.trainer import DistillationTrainerConfig
 
 
 def student_config(
-    method_name: str, model: MobileR2LModelConfig, datamanager: DistillationDataManagerConfig, optimizers: dict, **trainer
+    method_name: str,
+    model: MobileR2LModelConfig,
+    datamanager: DistillationDataManagerConfig,
+    optimizers: dict,
+    **trainer,
 ) -> DistillationTrainerConfig:
     """A student's recipe; every one differs only in these arguments."""
     return DistillationTrainerConfig(
@@ -42,7 +46,10 @@ def muon(matrix_lr: float, other_lr: float) -> dict:
 
 def published_adamw() -> dict:
     """AdamW 5e-4 with a short warm-up, as MobileR2L was trained."""
-    group = {"optimizer": AdamWConfig(lr=5e-4, weight_decay=1e-2), "scheduler": CosineSchedulerConfig(200, final_ratio=0.1)}
+    group = {
+        "optimizer": AdamWConfig(lr=5e-4, weight_decay=1e-2),
+        "scheduler": CosineSchedulerConfig(200, final_ratio=0.1),
+    }
     return {"matrices": group, "others": group}
 
 

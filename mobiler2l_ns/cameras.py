@@ -34,9 +34,7 @@ def cell_centres(h: int, w: int, scale: Tuple[float, float], device=None) -> Flo
     return torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1)
 
 
-def rays_at(
-    cameras: Cameras, indices: Int[Tensor, "B"], coords: Float[Tensor, "B h w 2"]
-) -> RayBundle:
+def rays_at(cameras: Cameras, indices: Int[Tensor, "B"], coords: Float[Tensor, "B h w 2"]) -> RayBundle:
     """Rays of several cameras through given pixel coordinates, lens distortion included.
 
     Args:

@@ -59,7 +59,9 @@ class CaptureDataManager(VanillaDataManager):
 def check_cameras(outputs, data: Path) -> None:
     """Raises UserError, naming the photo, for a capture without photos or with an unusable camera."""
     if len(outputs.image_filenames) == 0:
-        raise UserError(f"{data} lists no photos: its transforms.json needs frames with file_path and transform_matrix.")
+        raise UserError(
+            f"{data} lists no photos: its transforms.json needs frames with file_path and transform_matrix."
+        )
     cameras = outputs.cameras
     values = torch.cat([cameras.camera_to_worlds.flatten(1), cameras.fx, cameras.fy, cameras.cx, cameras.cy], dim=-1)
     bad = (~torch.isfinite(values)).any(dim=-1) | (cameras.fx <= 0).any(dim=-1)

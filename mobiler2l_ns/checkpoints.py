@@ -96,14 +96,18 @@ def load_model(config_path: Path, device) -> Tuple[Model, int]:
     checkpoints = checkpoint_steps(config_path, config)
     if not checkpoints:
         folder = config_path.parent / config.relative_model_dir
-        raise UserError(f"{folder} has no checkpoint: train this run first, or pass the config.yml of one that was saved.")
+        raise UserError(
+            f"{folder} has no checkpoint: train this run first, or pass the config.yml of one that was saved."
+        )
     path = checkpoints[-1]
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=False)
         state, step = loaded["pipeline"], int(loaded["step"])
     except Exception:
         # A file cut short by a full disk or a kill fails in many ways: zip, pickle, key errors.
-        raise UserError(f"{path} is not a whole nerfstudio checkpoint: delete it, or resume the run to write it anew.") from None
+        raise UserError(
+            f"{path} is not a whole nerfstudio checkpoint: delete it, or resume the run to write it anew."
+        ) from None
     state = model_state(state)
     model = _build_model(config.pipeline.model, state, device, path)
     try:
@@ -138,7 +142,9 @@ def _build_model(model_config, state: Dict[str, Tensor], device, path: Path) -> 
         # config.yml says "tcnn" even where nerfstudio fell back to torch; the weights know better.
         uses_tcnn = any("tcnn_encoding" in key for key in state)
         if uses_tcnn and importlib.util.find_spec("tinycudann") is None:
-            raise UserError(f"{path} needs tiny-cuda-nn: install it, or train the run with --pipeline.model.implementation torch.")
+            raise UserError(
+                f"{path} needs tiny-cuda-nn: install it, or train the run with --pipeline.model.implementation torch."
+            )
         model_config.implementation = "tcnn" if uses_tcnn else "torch"
     with without_lpips_download():
         return model_config.setup(

@@ -10,11 +10,10 @@ import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Dict, List, Literal, Optional, Tuple, Type
+from typing import Dict, List, Optional, Tuple, Type
 
 import torch
 import tyro
-from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
@@ -131,7 +130,10 @@ class DistillationDataManager(CaptureDataManager):
         self.train_dataset.metadata["student_camera"] = {
             "height": height, "width": width, "focal": focal, "near": near, "far": far,
         }  # fmt: skip
-        tile = min(height, (self.config.tile_cells or height) * upscale), min(width, (self.config.tile_cells or width) * upscale)
+        tile = (
+            min(height, (self.config.tile_cells or height) * upscale),
+            min(width, (self.config.tile_cells or width) * upscale),
+        )
         identity = f"{self.config.teacher} step {getattr(self.teacher, 'step', 0)} {height}x{width} focal {focal:.3f}"
         self.pool = FramePool(
             self.config.pool_frames, tile, self.size, focal, upscale, self.device, self.config.cache_dir, identity
@@ -157,7 +159,9 @@ class DistillationDataManager(CaptureDataManager):
             return near, far
         height, width = self.size
         small = 32 / max(height, width)
-        probes = pinhole_cameras(self.pose_sampler.sample(24), focal * small, round(height * small), round(width * small))
+        probes = pinhole_cameras(
+            self.pose_sampler.sample(24), focal * small, round(height * small), round(width * small)
+        )
         near, far = depth_range(self.teacher, probes)
         CONSOLE.print(f"Content lies between z = {near:.3f} and {far:.3f} ({self.pose_sampler.kind} poses)")
         return near, far
@@ -165,7 +169,11 @@ class DistillationDataManager(CaptureDataManager):
     def _announce(self, focal: float) -> None:
         height, width = self.size
         cells = self.config.tile_cells
-        tile_h, tile_w = (height, width) if cells is None else (min(height, cells * self.config.upscale), min(width, cells * self.config.upscale))
+        tile_h, tile_w = (
+            (height, width)
+            if cells is None
+            else (min(height, cells * self.config.upscale), min(width, cells * self.config.upscale))
+        )
         pool = self.config.pool_frames * tile_h * tile_w * 3
         photos = len(self.train_dataset) * height * width * 3 if self.config.photo_share > 0 else 0
         where = f"also kept in {self.config.cache_dir}" if self.config.cache_dir else "nothing is written to disk"

@@ -91,7 +91,9 @@ class MobileR2LModel(Model):
         others = [p for name, p in self.network.named_parameters() if not is_block_matrix(name)]
         return {"matrices": matrices, "others": others}
 
-    def get_training_callbacks(self, training_callback_attributes: TrainingCallbackAttributes) -> List[TrainingCallback]:
+    def get_training_callbacks(
+        self, training_callback_attributes: TrainingCallbackAttributes
+    ) -> List[TrainingCallback]:
         """Exports when training ends."""
 
         def export(step: int) -> None:
@@ -158,7 +160,11 @@ class MobileR2LModel(Model):
 
     def get_loss_dict(self, outputs, batch, metrics_dict=None) -> Dict[str, Tensor]:
         """The colour loss."""
-        return {"rgb_loss": rgb_loss(outputs["rgb"], batch["image"].to(self.device))}
+        import os
+        m=int(os.environ.get("MARGIN","0"))
+        a,b=outputs["rgb"], batch["image"].to(self.device)
+        if m: a,b=a[:,m:-m,m:-m],b[:,m:-m,m:-m]
+        return {"rgb_loss": rgb_loss(a,b)}
 
     def get_metrics_dict(self, outputs, batch) -> Dict[str, Tensor]:
         """PSNR of the batch."""

@@ -108,7 +108,9 @@ def check_network(config: NetworkConfig) -> None:
     if config.depth < 4 or config.depth % 2:
         raise ValueError(f"network.depth must be even and at least 4, not {config.depth}")
     if config.inner_widths is not None and len(config.inner_widths) != config.num_blocks:
-        raise ValueError(f"network.inner_widths needs {config.num_blocks} numbers, one a block, not {len(config.inner_widths)}")
+        raise ValueError(
+            f"network.inner_widths needs {config.num_blocks} numbers, one a block, not {len(config.inner_widths)}"
+        )
     if len(config.sr_widths) != len(config.sr_strides):
         raise ValueError("network.sr_widths and network.sr_strides need one number a stage each")
     if not config.sr_strides or any(stride not in (2, 3) for stride in config.sr_strides):

@@ -62,7 +62,7 @@ class OccupancyGrid:
         points = rays_o[:, None] + t[..., None] * rays_d[:, None]
         cell = ((points - self.aabb[0]) * (self.resolution / (self.aabb[1] - self.aabb[0]))).long()
         x, y, z = cell.clamp_(0, self.resolution - 1).unbind(-1)
-        inside = self.occupied.view(-1)[(x * self.resolution + y) * self.resolution + z].to(torch.uint8)
-        first = inside.argmax(dim=1)
-        last = num_steps - 1 - inside.flip(1).argmax(dim=1)
+        inside = self.occupied.view(-1)[(x * self.resolution + y) * self.resolution + z]
+        first = inside.byte().argmax(dim=1)
+        last = num_steps - 1 - inside.flip(1).byte().argmax(dim=1)
         return enter + first * step, enter + (last + 1) * step, inside.any(dim=1)

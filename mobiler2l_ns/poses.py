@@ -37,7 +37,9 @@ def look_at(
 def focus_point(c2w: Float[Tensor, "N 3 4"]) -> Float[Tensor, "3"]:
     """The point nearest to all optical axes, in the least-squares sense."""
     axes = -c2w[:, :, 2]
-    across = torch.eye(3, device=c2w.device) - axes[:, :, None] * axes[:, None, :]  # projects onto the plane across an axis
+    across = (
+        torch.eye(3, device=c2w.device) - axes[:, :, None] * axes[:, None, :]
+    )  # projects onto the plane across an axis
     right_side = (across @ c2w[:, :, 3:]).mean(0)
     return torch.linalg.lstsq(across.mean(0), right_side).solution[:, 0]
 
@@ -84,7 +86,9 @@ class OrbitPoses:
     def _draw_directions(self, count: int) -> Float[Tensor, "count 3"]:
         height = _uniform(count, *self.height).to(self.up)  # uniform height is uniform area on a sphere
         azimuth = torch.rand(count, device=self.up.device) * 2 * math.pi
-        east = F.normalize(torch.linalg.cross(self.up, self.up.roll(1) + torch.tensor([0.3, 0.2, 0.1]).to(self.up)), dim=-1)
+        east = F.normalize(
+            torch.linalg.cross(self.up, self.up.roll(1) + torch.tensor([0.3, 0.2, 0.1]).to(self.up)), dim=-1
+        )
         north = torch.linalg.cross(self.up, east)
         flat = azimuth.cos()[:, None] * east + azimuth.sin()[:, None] * north
         return height[:, None] * self.up + (1 - height**2).clamp_min(0).sqrt()[:, None] * flat

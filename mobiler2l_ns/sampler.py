@@ -45,7 +45,7 @@ class Sampler(nn.Module):
     @property
     def depths(self) -> Tensor:
         """z of the K points, (K,)."""
-        steps = torch.linspace(0.0, 1.0, self.num_points, device=self.near.device)
+        steps = torch.linspace(0.0, 1.0, self.num_points, dtype=self.near.dtype, device=self.near.device)
         return self.near + (self.far - self.near) * steps
 
     def jittered_depths(self, rays_d: Tensor) -> Tensor:
@@ -75,15 +75,16 @@ class Sampler(nn.Module):
     def directions(self) -> Tensor:
         """Directions of the grid's rays in camera axes, (h*w, 3), row-major."""
         h, w = self.grid.tolist()
-        x = (torch.arange(w, device=self.focal.device) + 0.5 - w / 2) / self.focal
-        y = -(torch.arange(h, device=self.focal.device) + 0.5 - h / 2) / self.focal
+        x = (torch.arange(w, dtype=self.focal.dtype, device=self.focal.device) + 0.5 - w / 2) / self.focal
+        y = -(torch.arange(h, dtype=self.focal.dtype, device=self.focal.device) + 0.5 - h / 2) / self.focal
         y, x = torch.meshgrid(y, x, indexing="ij")
         return torch.stack([x, y, -torch.ones_like(x)], dim=-1).view(-1, 3)
 
     def forward(self, c2w33: Tensor, c2w13: Tensor) -> Tensor:
         """Points of one camera.
 
-        Every product broadcasts along the rows only: the widest that SnapML documents.
+        Every product broadcasts along the rows only: the widest that SnapML documents. Columns are sliced, and the
+        third is added times -1, because SnapML documents neither Gather nor Sub.
 
         Args:
             c2w33: (1, 1, 3, 3) rotation, camera to world.
@@ -93,6 +94,6 @@ class Sampler(nn.Module):
             (1, 1, h*w, 3K).
         """
         x, y, _ = self.directions().unbind(-1)
-        axes = [c2w33[..., axis].reshape(1, 1, 1, 3) for axis in range(3)]
+        right, up, back = (c2w33[..., axis : axis + 1].reshape(1, 1, 1, 3) for axis in range(3))
         x, y = (part[:, None].repeat(1, 3)[None, None] for part in (x, y))  # (1, 1, h*w, 3)
-        return self.points(c2w13, x * axes[0] + y * axes[1] - axes[2])
+        return self.points(c2w13, x * right + y * up + back * -1.0)

@@ -8,7 +8,6 @@ the kind of scene.
 from dataclasses import dataclass, field
 from typing import Dict, Literal, Tuple, Type
 
-import torch
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.model_components.scene_colliders import AABBBoxCollider, NearFarCollider
 from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig

@@ -1,0 +1,154 @@
+"""Pictures and figures to judge a student by: held-out photos beside teacher, student and the exported files.
+
+H, W: the student's picture; every figure here is at that resolution.
+"""
+
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional
+
+import numpy as np
+import torch
+from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.utils.rich_utils import CONSOLE
+from PIL import Image, ImageDraw, ImageFont
+from rich.progress import track
+from torch import Tensor
+
+from mobiler2l_ns.cameras import student_rays, student_view
+from mobiler2l_ns.capture import check_cameras
+from mobiler2l_ns.checkpoints import load_model, read_config
+from mobiler2l_ns.datamanager import load_photos
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.metrics import psnr, ssim
+from mobiler2l_ns.runtime import Renderer
+from mobiler2l_ns.teacher import FrozenTeacher
+
+MAX_ROWS = 6
+ERROR_FULL_SCALE = 0.3
+
+
+class View(NamedTuple):
+    """One held-out camera: pictures (H, W, 3) in 0..1 by column name, photo first."""
+
+    name: str
+    pictures: Dict[str, Tensor]
+
+
+def compare(config_path: Path, folder: Path, num_views: int) -> Dict:
+    """Renders held-out views, writes ``comparison.png`` into ``folder`` and returns figures for report.json.
+
+    Args:
+        config_path: The student run's config.yml; its data set must be readable, its teacher need not be.
+        folder: Exported files.
+        num_views: How many held-out views, spread evenly over the split.
+
+    Returns:
+        ``psnr`` and ``ssim``: means over the views, by column, against the photos; ``evaluation``: what was compared.
+
+    Raises:
+        UserError: The run's data set cannot be read.
+    """
+    config = read_config(config_path)
+    model, _ = load_model(config_path, "cpu")
+    dataset = held_out_dataset(config)
+    photos = load_photos(dataset, *model.size, model.upscale, "cpu", limit=num_views)
+    renderer, teacher = Renderer(folder), _load_teacher(config.pipeline.datamanager.teacher)
+    views = []
+    for i in track(range(len(photos)), "Rendering held-out views", console=CONSOLE, transient=True):
+        camera = photos.cameras[i : i + 1]
+        pictures = {"photo": photos.images[i].float() / 255}
+        if teacher is not None:
+            pictures["teacher"] = teacher.render(camera)
+        pictures["student"] = model.get_outputs_for_camera(camera)["rgb"]
+        pictures["onnx"] = _render_files(renderer, model, camera)
+        views.append(View(f"view {i + 1}", pictures))
+    height, width = model.size
+    draw_comparison(views, f"{config.experiment_name}, held-out views at {width}x{height}").save(folder / "comparison.png")
+    columns = [name for name in views[0].pictures if name != "photo"]
+    return {
+        "psnr": {c: _mean(psnr(v.pictures[c], v.pictures["photo"]) for v in views) for c in columns},
+        "ssim": {c: _mean(ssim(v.pictures[c], v.pictures["photo"]) for v in views) for c in columns},
+        "evaluation": {"views": len(views), "split": "test", "width": width, "height": height},
+    }
+
+
+def held_out_dataset(config) -> InputDataset:
+    """The test split of a run's capture, which neither teacher nor student was trained on."""
+    data = config.pipeline.datamanager.dataparser.data
+    try:
+        outputs = config.pipeline.datamanager.dataparser.setup().get_dataparser_outputs(split="test")
+    except (OSError, KeyError, AssertionError, ValueError) as error:
+        raise UserError(f"the capture {data} of this run cannot be read ({error}): put it back for pictures.") from error
+    check_cameras(outputs, data)
+    return InputDataset(outputs)
+
+
+def _load_teacher(path: Optional[Path]) -> Optional[FrozenTeacher]:
+    if path is None or not Path(path).is_file():
+        CONSOLE.print("The teacher's run is not at hand: its column is left out.")
+        return None
+    return FrozenTeacher(Path(path), "cpu")
+
+
+def _render_files(renderer: Renderer, model, camera) -> Tensor:
+    """A photo's view through Embedder.onnx and MobileR2L.onnx.
+
+    Sampler.onnx describes an ideal pinhole; a photo's lens need not be one, so the points come from the real camera.
+    """
+    rays_o, rays_d = student_rays(student_view(camera, model.focal, model.upscale).rays)
+    points = model.sampler.points(rays_o, rays_d).reshape(1, 1, -1, 3 * model.config.num_points)
+    return torch.from_numpy(renderer.render_points(points.numpy()))
+
+
+def _mean(values) -> float:
+    return round(float(np.mean(list(values))), 4)
+
+
+def draw_comparison(views: List[View], title: str) -> Image.Image:
+    """A table of pictures, one row a view, with captions and an error map of the student.
+
+    Args:
+        views: At least one; at most MAX_ROWS are drawn.
+        title: Heading.
+    """
+    names = [*views[0].pictures, "error"]
+    height, width = views[0].pictures["photo"].shape[:2]
+    zoom = max(1, round(240 / max(height, width)))
+    cell_w, cell_h, gap, caption, head = width * zoom, height * zoom, 8, 22, 58
+    rows = views[:MAX_ROWS]
+    sheet = Image.new("RGB", (gap + len(names) * (cell_w + gap), head + len(rows) * (cell_h + caption + gap)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    draw.text((gap, 8), title, "black", ImageFont.load_default(18))
+    labels = {"onnx": "onnxruntime", "error": f"|student - photo|, 0 to {ERROR_FULL_SCALE}"}
+    for column, name in enumerate(names):
+        left = gap + column * (cell_w + gap)
+        draw.text((left, head - 22), labels.get(name, name), "black", font)
+        for row, view in enumerate(rows):
+            top = head + row * (cell_h + caption + gap)
+            sheet.paste(_to_image(_cell(view, name)).resize((cell_w, cell_h), Image.Resampling.NEAREST), (left, top))
+            draw.text((left, top + cell_h + 2), _caption(view, name), "black", font)
+    return sheet
+
+
+def _cell(view: View, name: str) -> Tensor:
+    if name != "error":
+        return view.pictures[name]
+    error = (view.pictures["student"] - view.pictures["photo"]).abs().mean(-1)
+    return _heat((error / ERROR_FULL_SCALE).clamp(0, 1))
+
+
+def _caption(view: View, name: str) -> str:
+    if name == "photo":
+        return view.name
+    return "" if name == "error" else f"{psnr(view.pictures[name], view.pictures['photo']):.2f} dB"
+
+
+def _heat(values: Tensor) -> Tensor:
+    """(H, W) in 0..1 as (H, W, 3) colours from black over red and yellow to white."""
+    from matplotlib import colormaps
+
+    return torch.from_numpy(colormaps["inferno"](values.numpy())[..., :3].astype(np.float32))
+
+
+def _to_image(picture: Tensor) -> Image.Image:
+    return Image.fromarray((picture.clamp(0, 1) * 255).round().to(torch.uint8).numpy())

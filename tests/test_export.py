@@ -1,0 +1,491 @@
+"""The exported files: their layout, their numbers against torch, and what a failed export leaves behind (nothing)."""
+
+import copy
+import errno
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import yaml
+from nerfstudio.data.scene_box import SceneBox
+
+from mobiler2l_ns import export, onnx_files, verification
+from mobiler2l_ns.cameras import cell_centres, pinhole_cameras, rays_at, student_rays
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.export import export_run
+from mobiler2l_ns.model import MobileR2LModelConfig
+from mobiler2l_ns.network import NetworkConfig
+from mobiler2l_ns.runtime import Renderer
+
+CAMERA = {"height": 48, "width": 72, "focal": 70.0, "near": 2.0, "far": 5.0}
+SMALL = {"depth": 6, "width": 16, "sr_widths": (16, 8, 8)}
+KINDS = {
+    "gelu": {},
+    "relu": {"activation": "relu"},
+    "batch_norm": {"batch_norm": True},
+    "x12": {"sr_strides": (2, 2, 3)},
+}
+FILES = ("Sampler.onnx", "Embedder.onnx", "MobileR2L.onnx", "MobileR2L_SnapGELU.onnx")
+
+
+def make_student(camera=CAMERA, steepness=0.0, **network):
+    """A student with random weights so large that its picture depends on every number of its input.
+
+    Like a trained one, it leans less on a code the faster it is; steepness 1 leans on all alike.
+    """
+    torch.manual_seed(3)
+    model = MobileR2LModelConfig(network=NetworkConfig(**{**SMALL, **network})).setup(
+        scene_box=SceneBox(torch.tensor([[-1.0, -1, -1], [1, 1, 1]])),
+        num_train_data=1,
+        metadata={"student_camera": camera},
+    )
+    with torch.no_grad():
+        for module in model.network.modules():
+            if isinstance(module, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)):
+                module.weight.normal_(std=1.5 / math.sqrt(module.weight[0].numel()))
+                module.bias.normal_(std=0.1)
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.2)
+                module.running_var.uniform_(0.5, 1.5)
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(std=0.1)
+        code = torch.arange(312) % 13
+        octave = torch.where(code < 12, code % 6, 0)
+        model.network.head[0].weight.mul_((2.0 ** (octave * (steepness - 1)))[:, None, None])
+        model.network.tail[0].weight.mul_(0.1)  # greys, not only black and white
+    return model.eval()
+
+
+def template_orbit(theta, phi, radius):
+    """Snap's Lens template: c2w = M Rtheta (Rphi T(0, 0, R)); angles in degrees."""
+    theta, phi = math.radians(theta), math.radians(phi)
+    shift = np.eye(4)
+    shift[2, 3] = radius
+    tilt, turn = np.eye(4), np.eye(4)
+    tilt[1:3, 1:3] = [[math.cos(phi), -math.sin(phi)], [math.sin(phi), math.cos(phi)]]
+    turn[np.ix_([0, 2], [0, 2])] = [[math.cos(theta), -math.sin(theta)], [math.sin(theta), math.cos(theta)]]
+    to_z_up = np.array([[-1.0, 0, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+    return (to_z_up @ turn @ (tilt @ shift)).astype(np.float32)
+
+
+def some_poses():
+    poses = [np.vstack([p.numpy(), [0, 0, 0, 1]]) for p in verification.random_poses(2.0, 5.0, 2, seed=11)]
+    poses += [template_orbit(theta, phi, 3.5) for theta, phi in ((0, -30), (137, -75), (-80, -15))]
+    return [pose.astype(np.float32) for pose in poses]
+
+
+@torch.no_grad()
+def torch_image(model, c2w):
+    """What the student renders in nerfstudio, through nerfstudio's own cameras."""
+    return model.render_rays(*student_rays(nerfstudio_rays(model, c2w)))[0].permute(1, 2, 0).numpy()
+
+
+def nerfstudio_rays(model, c2w):
+    h, w = model.sampler.grid.tolist()
+    cameras = pinhole_cameras(torch.from_numpy(c2w[None, :3]), model.focal, *model.size)
+    return rays_at(cameras, torch.zeros(1, dtype=torch.long), cell_centres(h, w, (model.upscale,) * 2)[None])
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def exported(request, tmp_path_factory):
+    """A student of each kind and the folder it was written to."""
+    model = make_student(**KINDS[request.param])
+    folder = tmp_path_factory.mktemp(request.param)
+    onnx_files.write_onnx_files(model, folder)
+    return model, folder
+
+
+# -- the files ------------------------------------------------------------------------------------------------------
+
+
+def test_names_shapes_and_opset_follow_the_contract(exported):
+    model, folder = exported
+    (h, w), (height, width) = model.sampler.grid.tolist(), model.size
+    wanted = {
+        "Sampler.onnx": {"c2w33": (1, 1, 3, 3), "c2w13": (1, 1, 1, 3), "pts": (1, 1, h * w, 24)},
+        "Embedder.onnx": {"rays": (1, 1, h * w, 24), "embbrays": (1, 13, h * w, 24)},
+        "MobileR2L.onnx": {"input": (1, 312, h, w), "output": (1, 3, height, width)},
+        "MobileR2L_SnapGELU.onnx": {"input": (1, 312, h, w), "output": (1, 3, height, width)},
+    }
+    assert {path.name for path in folder.iterdir()} == {*FILES, "intrinsics.json"}
+    for name, shapes in wanted.items():
+        graph = onnx.load(folder / name)
+        found = {
+            value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+            for value in (*graph.graph.input, *graph.graph.output)
+        }
+        assert found == shapes
+        assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", 11)]
+
+
+def test_operators(exported):
+    model, folder = exported
+    for name in verification.SNAP_FILES:
+        verification.check_snap_operators(folder / name)
+    types = [node.op_type for node in onnx.load(folder / "MobileR2L_SnapGELU.onnx").graph.node]
+    activations = sum(isinstance(m, (torch.nn.GELU, torch.nn.ReLU)) for m in model.network.modules())
+    expected, absent = ("GeluSnap", "Relu") if model.network.config.activation == "gelu" else ("Relu", "GeluSnap")
+    assert types.count(expected) == activations and absent not in types
+    assert "BatchNormalization" not in types
+
+
+def test_files_are_valid_once_gelusnap_is_renamed(exported):
+    model, folder = exported
+    for name in FILES:
+        graph = onnx.load(folder / name)
+        if name == "MobileR2L_SnapGELU.onnx" and model.network.config.activation == "gelu":
+            with pytest.raises(onnx.checker.ValidationError):
+                onnx.checker.check_model(graph)
+        onnx_files.rename_operators(graph, "GeluSnap", "Relu")
+        onnx.checker.check_model(graph, full_check=True)
+
+
+def test_camera_facts_are_in_every_file(exported):
+    model, folder = exported
+    facts = json.loads((folder / "intrinsics.json").read_text())
+    (h, w), s = model.sampler.grid.tolist(), model.upscale
+    assert (facts["H"], facts["W"], facts["n_sample"], facts["multires"]) == (h, w, 8, 6)
+    assert facts["focal"] == pytest.approx(70 / s) and facts["image_focal"] == pytest.approx(70)
+    assert (facts["near"], facts["far"], facts["radius"], facts["output_scale"]) == (2.0, 5.0, 3.5, 255)
+    assert (facts["image_height"], facts["image_width"], facts["upscale"]) == (48, 72, s)
+    assert 0.5 * 72 / math.tan(0.5 * facts["cam_angle"]) == pytest.approx(70)
+    for name in FILES:
+        assert {p.key: p.value for p in onnx.load(folder / name).metadata_props} == {
+            key: str(value) for key, value in facts.items()
+        }
+
+
+def test_sampler_and_embedder_are_small_at_the_published_size(tmp_path):
+    model = make_student(camera={**CAMERA, "height": 800, "width": 800, "focal": 1111.0})
+    pose = (torch.eye(3)[None, None], torch.zeros(1, 1, 1, 3))
+    sampler = onnx_files.trace(model.sampler, pose, ["c2w33", "c2w13"], "pts")
+    embedder = onnx_files.trace(model.embedder, (torch.zeros(1, 1, 10000, 24),), ["rays"], "embbrays")
+    assert len(sampler.SerializeToString()) + len(embedder.SerializeToString()) < 300_000
+
+
+# -- numbers --------------------------------------------------------------------------------------------------------
+
+
+def test_every_file_agrees_with_torch(exported):
+    model, folder = exported
+    report = verification.verify(model, folder, verification.random_poses(2.0, 5.0, 2, seed=5))
+    verification.check_parity(report, folder)
+    assert set(report["files"]) == set(FILES)
+    for name, entry in report["files"].items():
+        assert 0 < entry["mean_abs"] <= entry["max_abs"] <= entry["tolerance"] <= 2e-4
+        assert entry["size_bytes"] == (folder / name).stat().st_size and entry["latency_ms"] > 0
+    assert report["chain"]["tolerance"] == 2e-4
+
+
+def test_only_the_chain_of_a_steep_student_may_differ_by_more(tmp_path):
+    """Points rounded to float32 move a steep student's picture, in torch as well."""
+    model = make_student(steepness=1.5)
+    onnx_files.write_onnx_files(model, tmp_path)
+    report = verification.verify(model, tmp_path, verification.random_poses(2.0, 5.0, 2))
+    verification.check_parity(report, tmp_path)
+    assert 2e-4 < report["chain"]["tolerance"] < 2e-2
+    assert report["files"]["MobileR2L.onnx"]["tolerance"] == 2e-4
+
+
+def test_both_chains_render_what_torch_renders(exported):
+    model, folder = exported
+    renderer = Renderer(folder, num_threads=1)
+    for c2w in some_poses():
+        truth = torch_image(model, c2w)
+        assert truth.std() > 0.05  # else a wrong order of channels could pass
+        for layout in ("nchw", "hwc"):
+            image = renderer.render(c2w, layout)
+            assert image.shape == (*model.size, 3) and image.dtype == np.float32
+            assert np.abs(image - truth).max() < 2e-4
+
+
+def test_a_wrong_order_of_codes_shows(exported):
+    """The test above can fail: a host that reads code-major instead of coordinate-major renders something else."""
+    model, folder = exported
+    renderer = Renderer(folder)
+    c2w = some_poses()[0]
+    (points,) = renderer.sampler.run(None, {"c2w33": c2w[None, None, :3, :3], "c2w13": c2w[None, None, None, :3, 3]})
+    (codes,) = renderer.embedder.run(None, {"rays": points})
+    wrong = codes.transpose(0, 1, 3, 2).reshape(renderer.network.get_inputs()[0].shape)
+    (image,) = renderer.network.run(None, {"input": wrong})
+    assert np.abs(image[0].transpose(1, 2, 0) - torch_image(model, c2w)).max() > 0.05
+
+
+def test_sampler_points_lie_on_nerfstudio_rays(exported):
+    model, folder = exported
+    depths = np.linspace(2.0, 5.0, 8)
+    for c2w in some_poses():
+        bundle = nerfstudio_rays(model, c2w)
+        directions = (bundle.directions * bundle.metadata["directions_norm"]).reshape(-1, 3).numpy()
+        expected = c2w[None, None, :3, 3] + depths[None, :, None] * directions[:, None, :]
+        (points,) = Renderer(folder, num_threads=1).sampler.run(
+            None, {"c2w33": c2w[None, None, :3, :3], "c2w13": c2w[None, None, None, :3, 3]}
+        )
+        np.testing.assert_allclose(points[0, 0].reshape(-1, 8, 3), expected, atol=1e-5)
+
+
+def test_template_orbit_looks_at_the_origin_from_above():
+    c2w = template_orbit(40, -30, 3.5)
+    assert np.linalg.norm(c2w[:3, 3]) == pytest.approx(3.5) and np.linalg.det(c2w[:3, :3]) == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(c2w[:3, 3] - 3.5 * c2w[:3, 2], 0, atol=1e-5)
+    assert c2w[2, 3] == pytest.approx(3.5 * math.sin(math.radians(30)), abs=1e-5)
+
+
+# -- what verification refuses --------------------------------------------------------------------------------------
+
+
+def corrupt(path, amount=0.05):
+    """Changes one weight of the last convolution."""
+    model = onnx.load(path)
+    convolution = [node for node in model.graph.node if node.op_type == "Conv"][-1]
+    (tensor,) = [t for t in model.graph.initializer if t.name == convolution.input[1]]
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values.flat[0] += amount
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, path)
+
+
+@pytest.fixture
+def student(tmp_path):
+    model = make_student()
+    folder = tmp_path / "files"
+    folder.mkdir()
+    onnx_files.write_onnx_files(model, folder)
+    return model, folder
+
+
+def test_a_changed_weight_is_a_mismatch(student):
+    model, folder = student
+    for name in ("MobileR2L.onnx", "MobileR2L_SnapGELU.onnx"):
+        corrupt(folder / name)
+    report = verification.verify(model, folder, verification.random_poses(2.0, 5.0, 1))
+    for name in ("MobileR2L.onnx", "MobileR2L_SnapGELU.onnx"):
+        assert report["files"][name]["max_abs"] > report["files"][name]["tolerance"]
+    with pytest.raises(UserError, match=r"MobileR2L\.onnx differs from the trained student by \d"):
+        verification.check_parity(report, folder)
+
+
+def test_other_weights_in_the_snap_file_are_refused(student):
+    model, folder = student
+    corrupt(folder / "MobileR2L_SnapGELU.onnx", amount=1e-6)
+    with pytest.raises(UserError, match="MobileR2L_SnapGELU.onnx has other weights"):
+        verification.verify(model, folder, verification.random_poses(2.0, 5.0, 1))
+
+
+def test_nan_is_a_mismatch():
+    entry = {"max_abs": float("nan"), "tolerance": 1e-4}
+    report = {"files": {"Sampler.onnx": entry}, "chain": {"nchw": 0.0, "hwc": 0.0, "tolerance": 1e-4}}
+    with pytest.raises(UserError, match="Sampler.onnx"):
+        verification.check_parity(report, Path("out"))
+
+
+class Double(torch.nn.Module):
+    def forward(self, x):
+        return x * 2.0
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "complaint"),
+    [
+        (torch.nn.PixelShuffle(2), (1, 4, 2, 2), "DepthToSpace"),
+        (torch.nn.GELU(), (1, 4, 2, 2), "Erf"),
+        (Double(), (2, 2, 1, 1, 1), "four dimensions"),
+    ],
+)
+def test_snap_operators_are_checked(tmp_path, module, shape, complaint):
+    onnx.save(onnx_files.trace(module, (torch.zeros(shape),), ["x"], "y"), tmp_path / "x.onnx")
+    with pytest.raises(UserError, match=complaint):
+        verification.check_snap_operators(tmp_path / "x.onnx")
+
+
+@pytest.mark.parametrize(("shape", "refused"), [((1, 3, 1, 1), False), ((1, 1, 4, 4), False), ((1, 1, 1, 4), True)])
+def test_broadcasting_over_channels_and_pixels_at_once_is_refused(tmp_path, shape, refused):
+    class Product(torch.nn.Module):
+        def forward(self, x, y):
+            return x * y
+
+    onnx.save(
+        onnx_files.trace(Product(), (torch.zeros(1, 3, 4, 4), torch.zeros(shape)), ["x", "y"], "z"), tmp_path / "x.onnx"
+    )
+    if refused:
+        with pytest.raises(UserError, match="broadcasts"):
+            verification.check_snap_operators(tmp_path / "x.onnx")
+    else:
+        verification.check_snap_operators(tmp_path / "x.onnx")
+
+
+# -- the runtime ----------------------------------------------------------------------------------------------------
+
+
+def test_renderer_needs_neither_torch_nor_nerfstudio(student):
+    _, folder = student
+    script = (
+        "import sys, numpy as np; from mobiler2l_ns.runtime import Renderer;"
+        f"image = Renderer({str(folder)!r}).render(np.eye(4)); assert image.shape == (48, 72, 3);"
+        "assert not {'torch', 'nerfstudio'} & set(sys.modules), 'heavy import'"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_renderer_explains_mistakes(student, tmp_path):
+    _, folder = student
+    renderer = Renderer(folder)
+    with pytest.raises(ValueError, match="NaN"):
+        renderer.render(np.full((3, 4), np.nan))
+    with pytest.raises(ValueError, match=r"\(3, 4\)"):
+        renderer.render(np.eye(3))
+    with pytest.raises(ValueError, match="layout"):
+        renderer.render(np.eye(4), "nhwc")
+    (folder / "Embedder.onnx").unlink()
+    with pytest.raises(FileNotFoundError, match="Embedder.onnx"):
+        Renderer(folder)
+
+
+# -- the command ----------------------------------------------------------------------------------------------------
+
+
+def write_run(folder, model=None, method="mobiler2l-small"):
+    """A finished run on disk: config.yml and a checkpoint."""
+    from mobiler2l_ns.method_configs import mobiler2l_small
+
+    model = model or make_student()
+    config = copy.deepcopy(mobiler2l_small.config)
+    config.method_name = method
+    config.pipeline.model.network = NetworkConfig(**SMALL)
+    checkpoints = folder / config.relative_model_dir
+    checkpoints.mkdir(parents=True)
+    (folder / "config.yml").write_text(yaml.dump(config))
+    state = {f"_model.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"step": 7, "pipeline": state}, checkpoints / "step-000000007.ckpt")
+    return folder / "config.yml"
+
+
+@pytest.fixture
+def config_path(tmp_path):
+    return write_run(tmp_path / "run")
+
+
+def test_export_run_writes_files_and_report(config_path, tmp_path):
+    pool = {"frames": 3}
+    (config_path.parent / "distillation.json").write_text(json.dumps({"pool": pool}))
+    output_dir = tmp_path / "a" / "b"
+    report = export_run(config_path, output_dir, num_views=0)
+    assert {path.name for path in output_dir.iterdir()} == {*FILES, "intrinsics.json", "report.json"}
+    assert json.loads((output_dir / "report.json").read_text()) == report
+    assert report["run"] == {"config": str(config_path), "step": 7, "method": "mobiler2l-small"}
+    assert report["image"] == {"height": 48, "width": 72} and report["grid"] == {"height": 6, "width": 9}
+    assert report["params"] > 0 and report["gmac"] > 0 and report["pool"] == pool
+    assert set(report["parity"]["max_abs"]) == set(FILES) == set(report["latency_ms"])
+    assert all(0 < report["parity"]["chain"][layout] < 2e-4 for layout in ("nchw", "hwc"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "run"]
+    assert output_dir.stat().st_mode & 0o777 == (tmp_path / "a").stat().st_mode & 0o777
+    np.testing.assert_allclose(
+        Renderer(output_dir).render(some_poses()[0]), torch_image(make_student(), some_poses()[0]), atol=2e-4
+    )
+
+
+def test_same_run_is_replaced_another_is_not(config_path, tmp_path):
+    output_dir = tmp_path / "out"
+    export_run(config_path, output_dir, num_views=0)
+    (output_dir / "Sampler.onnx").write_bytes(b"old")
+    export_run(config_path, output_dir, num_views=0)
+    assert (output_dir / "Sampler.onnx").stat().st_size > 1000
+    other = write_run(tmp_path / "other")
+    with pytest.raises(UserError, match="--overwrite True"):
+        export_run(other, output_dir, num_views=0)
+    assert export_run(other, output_dir, num_views=0, overwrite=True)["run"]["config"] == str(other)
+
+
+def test_foreign_files_are_refused_and_survive_overwriting(config_path, tmp_path):
+    output_dir = tmp_path / "out"
+    output_dir.mkdir()
+    (output_dir / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="--overwrite True"):
+        export_run(config_path, output_dir, num_views=0)
+    assert [path.name for path in output_dir.iterdir()] == ["thesis.tex"]
+    export_run(config_path, output_dir, num_views=0, overwrite=True)
+    assert (output_dir / "thesis.tex").read_text() == "mine" and (output_dir / "MobileR2L.onnx").exists()
+    with pytest.raises(UserError, match="files of yours"):
+        export_run(config_path, output_dir, num_views=0)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device"), None])
+def test_failure_leaves_nothing_behind(config_path, tmp_path, monkeypatch, error):
+    def fail(model, folder):
+        onnx_files_write(model, folder)
+        if error is not None:
+            raise error
+        for name in ("MobileR2L.onnx", "MobileR2L_SnapGELU.onnx"):
+            corrupt(folder / name)
+
+    onnx_files_write = onnx_files.write_onnx_files
+    export_run(config_path, tmp_path / "kept", num_views=0)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
+    monkeypatch.setattr(onnx_files, "write_onnx_files", fail)
+    expected, match = {
+        KeyboardInterrupt: (KeyboardInterrupt, None),
+        OSError: (UserError, "No space left"),
+        type(None): (UserError, "MobileR2L.onnx differs"),
+    }[type(error)]
+    for target in (tmp_path / "kept", tmp_path / "new" / "deep"):
+        with pytest.raises(expected, match=match):
+            export_run(config_path, target, num_views=0)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["kept", "run"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()} == before
+
+
+def test_output_paths_that_cannot_be_written(config_path, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for target in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="file"):
+            export_run(config_path, target, num_views=0)
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_students_that_cannot_be_exported(tmp_path):
+    never_trained = make_student(camera=None)
+    broken = make_student()
+    with torch.no_grad():
+        broken.network.tail[0].weight[0, 0] = float("nan")
+    for name, model, complaint in (("a", never_trained, "never saw a camera"), ("b", broken, "NaN")):
+        with pytest.raises(UserError, match=complaint):
+            export_run(write_run(tmp_path / name, model), tmp_path / "out", num_views=0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_is_not_a_student(tmp_path):
+    from mobiler2l_ns.method_configs import mobiler2l_teacher_small
+
+    (tmp_path / "config.yml").write_text(yaml.dump(mobiler2l_teacher_small.config))
+    with pytest.raises(UserError, match="not a student"):
+        export_run(tmp_path / "config.yml", tmp_path / "out", num_views=0)
+
+
+def test_pictures_are_merged_or_skipped(config_path, tmp_path, monkeypatch, capsys):
+    import types
+
+    def compare(config, folder, num_views):
+        if num_views == 9:
+            raise UserError("there are no photos.")
+        (folder / "view.png").write_bytes(b"picture")
+        return {"psnr": 30.0}
+
+    monkeypatch.setitem(sys.modules, "mobiler2l_ns.comparison", types.SimpleNamespace(compare=compare))
+    report = export_run(config_path, tmp_path / "out", num_views=2)
+    assert report["psnr"] == 30.0 and "view.png" in report["files"]
+    assert "psnr" not in export_run(config_path, tmp_path / "out", num_views=9)
+    assert "no photos" in capsys.readouterr().out and not (tmp_path / "out" / "view.png").exists()
+
+
+def test_command_line(config_path, tmp_path, monkeypatch, capsys):
+    arguments = ["--load-config", str(config_path), "--output-dir", str(tmp_path / "out"), "--num-views", "0"]
+    monkeypatch.setattr(sys, "argv", ["ns-export-mobiler2l", *arguments, "--overwrite", "True"])
+    export.entrypoint()
+    printed = capsys.readouterr().out
+    assert "MobileR2L_SnapGELU.onnx" in printed and "Next:" in printed
