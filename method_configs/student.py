@@ -57,7 +57,7 @@ mobiler2l = MethodSpecification(
     config=student_config(
         "mobiler2l",
         MobileR2LModelConfig(),
-        data(pool_frames=1000, initial_frames=100, windows_per_batch=256),
+        data(pool_frames=1000, initial_frames=100, window_cells=10, windows_per_batch=100),
         muon(2e-2, 1e-3),
         max_num_iterations=30000,
         steps_per_save=2000,
@@ -71,9 +71,16 @@ mobiler2l_small = MethodSpecification(
     config=student_config(
         "mobiler2l-small",
         MobileR2LModelConfig(network=NetworkConfig(depth=24, width=96, sr_widths=(48, 32, 16))),
-        data(pool_frames=400, initial_frames=8, teacher_share=0.4, tile_cells=20),
+        data(
+            pool_frames=400,
+            initial_frames=8,
+            teacher_share=0.3,
+            tile_cells=20,
+            window_cells=8,
+            windows_per_batch=25,
+        ),
         muon(2e-2, 1e-3),
-        max_num_iterations=2000,
+        max_num_iterations=2500,
         steps_per_save=500,
         vis="tensorboard",
     ),

@@ -63,7 +63,9 @@ def compare(config_path: Path, folder: Path, num_views: int) -> Dict:
         pictures["onnx"] = _render_files(renderer, model, camera)
         views.append(View(f"view {i + 1}", pictures))
     height, width = model.size
-    draw_comparison(views, f"{config.experiment_name}, held-out views at {width}x{height}").save(folder / "comparison.png")
+    draw_comparison(views, f"{config.experiment_name}, held-out views at {width}x{height}").save(
+        folder / "comparison.png"
+    )
     columns = [name for name in views[0].pictures if name != "photo"]
     return {
         "psnr": {c: _mean(psnr(v.pictures[c], v.pictures["photo"]) for v in views) for c in columns},
@@ -78,7 +80,9 @@ def held_out_dataset(config) -> InputDataset:
     try:
         outputs = config.pipeline.datamanager.dataparser.setup().get_dataparser_outputs(split="test")
     except (OSError, KeyError, AssertionError, ValueError) as error:
-        raise UserError(f"the capture {data} of this run cannot be read ({error}): put it back for pictures.") from error
+        raise UserError(
+            f"the capture {data} of this run cannot be read ({error}): put it back for pictures."
+        ) from error
     check_cameras(outputs, data)
     return InputDataset(outputs)
 

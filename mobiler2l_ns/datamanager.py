@@ -41,8 +41,8 @@ class DistillationDataManagerConfig(CaptureDataManagerConfig):
     teacher_search_dir: Path = Path("outputs")
     """Where runs are looked for when no teacher is given."""
     image_size: Optional[Tuple[int, int]] = None
-    """Width and height of the student's picture in pixels, both divisible by the network's upscale factor; left out: the
-    photos' own size."""
+    """Width and height of the student's picture in pixels, both divisible by the network's upscale factor; left out:
+    the photos' own size."""
     poses: PoseKind = "auto"
     """Where the teacher is rendered from. orbit: a shell around the object; path: between neighbouring cameras."""
     near_far: Optional[Tuple[float, float]] = None
@@ -59,7 +59,7 @@ class DistillationDataManagerConfig(CaptureDataManagerConfig):
     """Share of each batch that comes from the real photos. 0: teacher only."""
     windows_per_batch: int = 64
     """Picture windows in a batch."""
-    window_cells: Optional[int] = 5
+    window_cells: Optional[int] = 8
     """Side of a window in ray-grid cells; left out: whole pictures."""
     cache_dir: Optional[Path] = None
     """Also keep the pool in this folder, so that an interrupted run need not render it again."""

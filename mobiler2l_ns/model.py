@@ -61,7 +61,8 @@ class MobileR2LModel(Model):
         self.sampler = Sampler(self.config.num_points)
         self.embedder = Embedder(self.config.num_frequencies)
         in_channels = 3 * self.config.num_points * self.embedder.num_codes
-        self.network = MobileR2LNetwork(in_channels, self.config.network)
+        # 1x1 convolutions are matrix products of channels-last tensors: up to twice as fast, on CPU and GPU alike.
+        self.network = MobileR2LNetwork(in_channels, self.config.network).to(memory_format=torch.channels_last)
         camera = self.kwargs["metadata"].get("student_camera")
         if camera is not None:
             s = self.upscale
@@ -115,7 +116,7 @@ class MobileR2LModel(Model):
         depths = self.sampler.jittered_depths(rays_d) if self.training and self.config.jitter_points else None
         points = self.sampler.points(rays_o, rays_d, depths)
         codes = self.embedder(points.reshape(b, 1, h * w, -1))
-        return self.network(to_network_input(codes, h, w))
+        return self.network(to_network_input(codes, h, w).contiguous(memory_format=torch.channels_last))
 
     def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Tensor]:
         """``rgb`` (B, H, W, 3) for a bundle (B, h, w) of rays through cell centres.
@@ -149,8 +150,7 @@ class MobileR2LModel(Model):
 
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> Dict[str, Tensor]:
         """Not possible: the bundle holds one ray a pixel."""
-        raise UserError("a light field renders cameras, not bundles of rays: this command needs a radiance field, so run "
-                        "it on the teacher.")  # fmt: skip
+        raise UserError("a light field renders cameras, not bundles of rays: run this command on the teacher.")
 
     def get_rgba_image(self, outputs: Dict[str, Tensor], output_name: str = "rgb") -> Tensor:
         """(H, W, 4) straight-alpha picture."""
@@ -160,11 +160,7 @@ class MobileR2LModel(Model):
 
     def get_loss_dict(self, outputs, batch, metrics_dict=None) -> Dict[str, Tensor]:
         """The colour loss."""
-        import os
-        m=int(os.environ.get("MARGIN","0"))
-        a,b=outputs["rgb"], batch["image"].to(self.device)
-        if m: a,b=a[:,m:-m,m:-m],b[:,m:-m,m:-m]
-        return {"rgb_loss": rgb_loss(a,b)}
+        return {"rgb_loss": rgb_loss(outputs["rgb"], batch["image"].to(self.device))}
 
     def get_metrics_dict(self, outputs, batch) -> Dict[str, Tensor]:
         """PSNR of the batch."""

@@ -1,4 +1,4 @@
-"""The light field: a residual 1x1-conv network with transposed-conv super-resolution. Exported as the model; torch only.
+"""The light field: residual 1x1 convolutions, then transposed ones for super-resolution. Exported; torch only.
 
 Cao et al., "Real-Time Neural Light Field on Mobile Devices" (CVPR 2023), Sec. 3.1 and Fig. 2. D counts the layers of
 head and body: D = 60 is a head and 29 blocks of two convolutions (plus the output layer), W their width.

@@ -1,4 +1,4 @@
-"""Where a bounded teacher has density, so that empty rays cost nothing and full ones are sampled only where it matters."""
+"""Where a bounded teacher has density: empty rays then cost nothing, and others are sampled only where it matters."""
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +43,7 @@ class OccupancyGrid:
     def intersect(
         self, rays_o: Float[Tensor, "N 3"], rays_d: Float[Tensor, "N 3"]
     ) -> tuple[Float[Tensor, "N 1"], Float[Tensor, "N 1"], Bool[Tensor, "N"]]:
-        """First and last distance (in units of rays_d) at which each ray is inside occupied cells, and whether it is."""
+        """First and last distance (units of rays_d) at which each ray is inside occupied cells, and whether it is."""
         to_corner = (self.aabb[:, None] - rays_o) / torch.where(rays_d.abs() < 1e-9, 1e-9, rays_d)  # (2, N, 3)
         enter = to_corner.amin(0).amax(-1).clamp_min(0)
         leave = to_corner.amax(0).amin(-1)

@@ -58,7 +58,7 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     by_shape[(p.shape[0], p.numel() // p.shape[0])].append(p)
             for (rows, columns), params in by_shape.items():
-                updates = torch.stack([self._nesterov(p, group["momentum"]).view(rows, columns) for p in params])
+                updates = torch.stack([self._nesterov(p, group["momentum"]).reshape(rows, columns) for p in params])
                 # Tall matrices get a larger step so that the size of an output's change does not depend on the shape.
                 step_size = group["lr"] * max(1.0, rows / columns) ** 0.5
                 for p, update in zip(params, orthogonalise(updates)):

@@ -48,10 +48,14 @@ class Renderer:
         Raises:
             ValueError: The pose has another shape or is not finite, or the layout is unknown.
         """
-        if layout not in ("nchw", "hwc"):
-            raise ValueError(f"layout must be nchw or hwc, not {layout!r}")
         c2w = _checked_pose(c2w)
         (points,) = self.sampler.run(None, {"c2w33": c2w[None, None, :, :3], "c2w13": c2w[None, None, None, :, 3]})
+        return self.render_points(points, layout)
+
+    def render_points(self, points: np.ndarray, layout: Literal["nchw", "hwc"] = "nchw") -> np.ndarray:
+        """Renders given points (1, 1, h*w, 3K), for cameras that are no centred pinhole: a photo's lens, say."""
+        if layout not in ("nchw", "hwc"):
+            raise ValueError(f"layout must be nchw or hwc, not {layout!r}")
         connect = _permute if layout == "nchw" else _copy_flat
         (codes,) = self.embedder.run(None, {"rays": points})
         (image,) = self.network.run(None, {"input": connect(codes, self.network.get_inputs()[0].shape)})

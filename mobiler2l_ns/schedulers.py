@@ -39,7 +39,7 @@ class CosineLR(LRScheduler):
     """Warm-up and cosine decay in closed form.
 
     Attributes:
-        max_steps: Last step of the decay; None until ``end_at`` says how long the run is (the rate then stays constant).
+        max_steps: Last step of the decay; None until ``end_at`` says how long the run is (until then no decay).
     """
 
     def __init__(self, optimizer: Optimizer, warmup_steps: int, final_ratio: float, max_steps: Optional[int]):

@@ -135,8 +135,10 @@ def resolve_teacher(teacher: Optional[Path], data: Path, outputs: Path) -> Path:
         if same_data and not _is_student(config) and checkpoint_steps(path, config):
             CONSOLE.print(f"Teacher: {path} (the newest run on {data})")
             return path
-    raise UserError(f"no teacher for {data} was found in {outputs}/: train one with `ns-train mobiler2l-teacher --data {data}`, "
-                    "or pass a run's config.yml with --pipeline.datamanager.teacher.")  # fmt: skip
+    raise UserError(
+        f"no teacher for {data} was found in {outputs}/: train one with `ns-train mobiler2l-teacher --data {data}`, "
+        "or pass a run's config.yml with --pipeline.datamanager.teacher."
+    )
 
 
 def _is_student(config) -> bool:

@@ -35,7 +35,7 @@ class TeacherModel(NerfactoModel):
     config: TeacherModelConfig
 
     def populate_modules(self):
-        """Builds nerfacto for the kind of scene at hand; the resolved kind goes into the config, and so into config.yml."""
+        """Builds nerfacto for the kind of scene at hand; what auto resolved to goes into the config, and config.yml."""
         if self.config.scene == "auto":
             transparent = self.kwargs["metadata"].get("transparent_background", False)
             self.config.scene = "object" if transparent else "capture"

@@ -1,0 +1,257 @@
+"""The whole path for a newcomer: capture -> teacher -> student -> ONNX files -> pictures and a table.
+
+Started by quickstart.sh. Each stage is an ordinary command, printed before it runs; its output goes to
+``outputs/<scene>/logs`` and its progress to one bar. Stages that are done are not repeated.
+"""
+
+import json
+import os
+import re
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+MAX_SIDE = 320
+UPSCALE = 8
+STEP = re.compile(r"^(\d+) \((\d+\.\d+)%\)")
+console = Console()
+
+
+class Quickstart:
+    """One scene's way through all stages.
+
+    Args:
+        data: The capture.
+        scene: Its name, used for outputs/ and exports/.
+    """
+
+    def __init__(self, data: Path, scene: str):
+        self.data, self.scene = data, scene
+        self.parser = find_parser(data)
+        self.exports = ROOT / "exports" / scene
+        self.outputs = ROOT / "outputs"
+        self.state_path = self.outputs / scene / "quickstart.json"
+        self.state: Dict = {}
+        if self.state_path.is_file():
+            self.state = json.loads(self.state_path.read_text())
+        if self.state.get("data") != str(data):
+            self.state = {"data": str(data), "seconds": {}}
+
+    def run(self) -> None:
+        """All stages, then the table."""
+        device = "cuda" if _has_cuda() else "cpu"
+        common = ["--machine.device-type", device, "--data", str(self.data), "--output-dir", str(self.outputs)]
+        common += ["--experiment-name", self.scene]
+        self.train("teacher", ["mobiler2l-teacher-small", *common, *teacher_options(self.parser), self.parser])
+        student = [
+            "--pipeline.datamanager.teacher",
+            self.state["teacher"],
+            "--pipeline.model.export-when-done",
+            "False",
+        ]
+        size = image_size(self.data, self.parser)
+        if size is not None:
+            student += ["--pipeline.datamanager.image-size", *map(str, size)]
+        self.train("student", ["mobiler2l-small", *common, *student, self.parser])
+        self.export()
+        self.finish()
+
+    def train(self, stage: str, arguments: List[str]) -> None:
+        """Trains unless that was done before, and remembers the run."""
+        done = self.state.get(stage)
+        if done and Path(done).is_file():
+            console.print(f"[bold]{stage}[/bold]: already trained, {_short(done)}")
+            return
+        before = set(self.outputs.glob(f"{self.scene}/*/*/config.yml"))
+        self.timed(stage, [str(BIN / "ns-train"), *arguments])
+        (config,) = set(self.outputs.glob(f"{self.scene}/{arguments[0]}/*/config.yml")) - before
+        self.remember(stage, str(config))
+
+    def export(self) -> None:
+        """Exports and compares on all held-out views."""
+        self.timed("export", [
+            str(BIN / "ns-export-mobiler2l"), "--load-config", self.state["student"],
+            "--output-dir", str(self.exports), "--num-views", "24", "--overwrite", "True",
+        ])  # fmt: skip
+
+    def timed(self, stage: str, command: List[str]) -> None:
+        """Runs one command and notes its seconds."""
+        start = time.time()
+        run(stage, command, self.outputs / self.scene / "logs" / f"{stage}.log")
+        self.state["seconds"][stage] = round(time.time() - start, 1)
+        self.save()
+
+    def remember(self, key: str, value: str) -> None:
+        self.state[key] = value
+        self.save()
+
+    def save(self) -> None:
+        self.state_path.parent.mkdir(parents=True, exist_ok=True)
+        self.state_path.write_text(json.dumps(self.state, indent=2))
+
+    def finish(self) -> None:
+        """Completes report.json and prints the table."""
+        path = self.exports / "report.json"
+        report = json.loads(path.read_text())
+        seconds = {"install": float(os.environ.get("MOBILER2L_INSTALL_SECONDS", 0)), **self.state["seconds"]}
+        report["seconds"] = {**seconds, "total": round(sum(seconds.values()), 1)}
+        report["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
+        path.write_text(json.dumps(report, indent=2) + "\n")
+        console.print(summary(report, self.scene))
+        console.print(next_steps(self.state, self.exports))
+
+
+def run(stage: str, command: List[str], log: Path) -> None:
+    """Runs a command with a progress bar; ends the quickstart with its message if it fails."""
+    console.print(f"[bold]{stage}[/bold]: {shlex.join(_short(word) for word in command)}")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    columns = [BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(), TimeRemainingColumn()]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
+    with Progress(*columns, console=console) as progress, log.open("w") as sink:
+        task = progress.add_task(stage, total=100)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for line in process.stdout:
+            sink.write(line)
+            if match := STEP.match(line):
+                progress.update(task, completed=float(match[2]))
+        if process.wait() == 0:
+            progress.update(task, completed=100)
+    if process.returncode != 0:
+        fail(f"{stage} stopped: {_last_words(log)} (the whole output is in {_short(log)})")
+
+
+def find_parser(data: Path) -> str:
+    """The nerfstudio parser that reads a folder."""
+    if (data / "transforms_train.json").is_file():
+        return "blender-data"
+    if (data / "transforms.json").is_file():
+        return "nerfstudio-data"
+    if (data / "colmap").is_dir() or (data / "sparse").is_dir():
+        return "colmap"
+    fail(f"{data} holds no transforms.json, no transforms_train.json and no colmap/ folder: "
+         "make poses with ns-process-data, or leave DATA_DIR out for the demo scene.")  # fmt: skip
+
+
+def image_size(data: Path, parser: str) -> Optional[Tuple[int, int]]:
+    """Width and height of a student that a laptop trains in minutes, or None where the photos' own size will do."""
+    from PIL import Image
+
+    name = "transforms_train.json" if parser == "blender-data" else "transforms.json"
+    try:
+        frames = json.loads((data / name).read_text())["frames"] if parser != "colmap" else []
+        photo = data / frames[0]["file_path"] if frames else next((data / "images").iterdir())
+        photo = photo if photo.is_file() else photo.with_suffix(".png")
+        with Image.open(photo) as image:
+            width, height = image.size
+    except (OSError, ValueError, KeyError, IndexError, TypeError, StopIteration) as error:
+        fail(f"the first photo of {data} cannot be read ({error}): mend its {name}.")
+    shrink = min(1.0, MAX_SIDE / max(width, height))
+    size = [max(UPSCALE, round(side * shrink / UPSCALE) * UPSCALE) for side in (width, height)]
+    return None if size == [width, height] else (size[0], size[1])
+
+
+def teacher_options(parser: str) -> List[str]:
+    """A real capture is harder than the demo: more steps."""
+    return [] if parser == "blender-data" else ["--max-num-iterations", "2500"]
+
+
+def summary(report: Dict, scene: str) -> Table:
+    """The figures that matter, as one table."""
+    table = Table(title=f"{scene}: {report['image']['width']}x{report['image']['height']}", title_justify="left")
+    for column in ("", "PSNR [dB]", "SSIM", "size [kB]", "time [ms]", "max |onnx - torch|"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name in ("teacher", "student", "onnx"):
+        if name in report.get("psnr", {}):
+            table.add_row(f"{name} on held-out photos", f"{report['psnr'][name]:.2f}", f"{report['ssim'][name]:.3f}")
+    for name, size in report["size_bytes"].items():
+        latency, parity = report["latency_ms"][name], report["parity"]["max_abs"][name]
+        table.add_row(name, "", "", f"{size / 1000:.0f}", f"{latency:.1f}", f"{parity:.1e}")
+    table.add_section()
+    pool, seconds = report["pool"] or {}, report["seconds"]
+    table.add_row(f"network: {report['params'] / 1e6:.2f} M parameters, {report['gmac']:.2f} GMAC a picture")
+    if pool:
+        share = 100 * pool["share_of_training_time"]
+        table.add_row(
+            f"teacher views: {pool['frames']} in {pool['teacher_seconds']:.0f} s ({share:.0f} % of training), "
+            f"{pool['bytes'] / 1e6:.0f} MB in memory"
+        )
+    table.add_row("seconds: " + ", ".join(f"{stage} {value:.0f}" for stage, value in seconds.items()))
+    table.add_row(f"peak memory: {report['peak_memory_mb']} MB")
+    return table
+
+
+def next_steps(state: Dict, exports: Path) -> str:
+    """What to try after the table."""
+    student, folder = _short(state["student"]), _short(str(exports))
+    return (
+        f"Look at {folder}/comparison.png; the ONNX files lie beside it.\n"
+        "Next (inside .venv: source .venv/bin/activate):\n"
+        f"  ns-viewer --load-config {student}\n"
+        f"  ns-eval --load-config {student} --output-path {folder}/eval.json\n"
+        f"  ns-render interpolate --load-config {student} --output-path {folder}/flight.mp4   (needs ffmpeg)"
+    )
+
+
+def fail(message: str) -> None:
+    """Ends with one sentence."""
+    raise SystemExit(f"mobiler2l: {message}")
+
+
+def _last_words(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text().splitlines() if line.strip()]
+    ours = [line for line in lines if line.startswith("mobiler2l: ")]
+    return ours[-1].removeprefix("mobiler2l: ") if ours else (lines[-1] if lines else "no output")
+
+
+def _short(path: str) -> str:
+    """A path below the repository without the repository, a command without its folder."""
+    return str(path).removeprefix(f"{BIN}/").removeprefix(f"{ROOT}/")
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def demo_scene(seconds: Dict[str, float]) -> Path:
+    """Makes the demo capture unless it is there."""
+    data = ROOT / "data" / "demo"
+    start = time.time()
+    process = subprocess.run([sys.executable, str(ROOT / "scripts" / "make_demo_scene.py"), "--output", str(data)])
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    seconds["scene"] = round(time.time() - start, 1)
+    return data
+
+
+def main() -> None:
+    """Quickstart on the folder named on the command line, or on the demo scene."""
+    if len(sys.argv) > 2 or (len(sys.argv) == 2 and sys.argv[1].startswith("-")):
+        fail("usage: bash scripts/quickstart.sh [DATA_DIR]")
+    seconds: Dict[str, float] = {}
+    if len(sys.argv) == 2:
+        data = Path(sys.argv[1]).expanduser().resolve()
+        if not data.is_dir():
+            fail(f"there is no folder {sys.argv[1]}: pass a posed capture, or nothing for the demo scene.")
+    else:
+        data = demo_scene(seconds)
+    quickstart = Quickstart(data, data.name)
+    quickstart.state["seconds"].update({k: v for k, v in seconds.items() if k not in quickstart.state["seconds"]})
+    quickstart.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# From photos to three ONNX files: installs if needed, trains a teacher, distils a student, exports and compares.
+# Usage: bash scripts/quickstart.sh [DATA_DIR]     DATA_DIR: a posed capture; left out: a ray-traced demo scene is made.
+set -euo pipefail
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+started=$(date +%s)
+bash "$here/setup.sh"
+export MOBILER2L_INSTALL_SECONDS=$(($(date +%s) - started))
+exec "$here/../.venv/bin/python" "$here/quickstart.py" "$@"

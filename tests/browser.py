@@ -1,0 +1,92 @@
+"""Headless Chromium, driven over its DevTools protocol: enough to open a page, wait, drag and take a picture."""
+
+import base64
+import io
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+import urllib.request
+from typing import Optional
+
+import numpy as np
+from PIL import Image
+from websockets.sync.client import connect
+
+
+def find_chromium() -> Optional[str]:
+    """The browser's path, or None."""
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Page:
+    """One page in a browser of its own; closes with the ``with`` block.
+
+    Args:
+        url: What to open.
+        size: Window width and height.
+        flags: More Chromium flags.
+    """
+
+    def __init__(self, url: str, size=(1200, 800), flags=("--use-gl=swiftshader",)):
+        self.profile = tempfile.mkdtemp()
+        self.process = subprocess.Popen(
+            [
+                find_chromium(), "--headless=new", "--no-sandbox", "--disable-quic", "--no-first-run",
+                "--disable-background-networking", "--disable-component-update", "--disable-sync",
+                "--enable-unsafe-swiftshader", "--remote-debugging-port=0", f"--user-data-dir={self.profile}",
+                f"--window-size={size[0]},{size[1]}", *flags, url,
+            ],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        self.socket = connect(self._page_address(), max_size=None, open_timeout=30)
+        self.count = 0
+
+    def _page_address(self) -> str:
+        deadline = time.time() + 60
+        while time.time() < deadline:
+            try:
+                with open(f"{self.profile}/DevToolsActivePort") as file:
+                    port = file.readline().strip()
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=5) as reply:
+                    pages = [p for p in json.load(reply) if p["type"] == "page"]
+                if pages:
+                    return pages[0]["webSocketDebuggerUrl"]
+            except OSError:
+                pass
+            time.sleep(0.2)
+        raise TimeoutError("Chromium did not start")
+
+    def call(self, method: str, **parameters) -> dict:
+        """One DevTools command and its result."""
+        self.count += 1
+        self.socket.send(json.dumps({"id": self.count, "method": method, "params": parameters}))
+        while True:
+            message = json.loads(self.socket.recv(timeout=60))
+            if message.get("id") == self.count:
+                return message.get("result", {})
+
+    def screenshot(self) -> np.ndarray:
+        """(H, W, 3) uint8 picture of the page."""
+        data = self.call("Page.captureScreenshot", format="png")["data"]
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
+
+    def drag(self, start, end) -> None:
+        """Drags with the left button from one point (x, y) to another."""
+        mouse = {"button": "left", "clickCount": 1}
+        self.call("Input.dispatchMouseEvent", type="mousePressed", x=start[0], y=start[1], **mouse)
+        for step in range(1, 11):
+            x, y = (a + (b - a) * step / 10 for a, b in zip(start, end))
+            self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y, buttons=1, **mouse)
+            time.sleep(0.05)
+        self.call("Input.dispatchMouseEvent", type="mouseReleased", x=end[0], y=end[1], **mouse)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+        self.process.kill()
+        self.process.wait()
+        shutil.rmtree(self.profile, ignore_errors=True)

@@ -1,0 +1,138 @@
+"""Every method trains for two real steps through nerfstudio's own train_loop, from the installed entry points."""
+
+import copy
+import json
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import torch
+from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+
+from mobiler2l_ns.checkpoints import checkpoint_steps, load_model, read_config
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.metrics import psnr
+from mobiler2l_ns.runtime import Renderer
+
+TEACHERS = ["mobiler2l-teacher", "mobiler2l-teacher-small"]
+STUDENTS = ["mobiler2l", "mobiler2l-small", "mobiler2l-paper"]
+
+
+def installed_methods() -> dict:
+    """Our methods, found as nerfstudio finds them."""
+    found = {}
+    for entry in entry_points(group="nerfstudio.method_configs"):
+        if entry.dist.name == "mobiler2l-ns":
+            spec = entry.load()
+            found[spec.config.method_name] = spec
+    return found
+
+
+def two_steps(method: str, data: Path, outputs: Path, **datamanager) -> Path:
+    """Trains a method for two steps on a CPU and returns the run's config.yml."""
+    from nerfstudio.scripts.train import train_loop
+
+    config = copy.deepcopy(installed_methods()[method].config)
+    config.max_num_iterations, config.vis, config.timestamp = 2, "tensorboard", method
+    config.machine.device_type, config.output_dir, config.data = "cpu", outputs, data
+    config.pipeline.datamanager.data = data
+    config.pipeline.datamanager.dataparser = BlenderDataParserConfig()
+    if method in TEACHERS:
+        config.pipeline.model.implementation = "torch"
+        config.pipeline.datamanager.train_num_rays_per_batch = 64
+    else:
+        datamanager = {"pool_frames": 3, "initial_frames": 2, "windows_per_batch": 2, **datamanager}
+    for name, value in datamanager.items():
+        setattr(config.pipeline.datamanager, name, value)
+    config.set_timestamp()
+    config.save_config()
+    train_loop(0, 1, config)
+    return config.get_base_dir() / "config.yml"
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def teacher_run(capture, outputs):
+    return two_steps("mobiler2l-teacher-small", capture, outputs)
+
+
+def test_entry_points_name_all_methods():
+    from nerfstudio.configs.method_configs import all_methods
+
+    methods = installed_methods()
+    assert sorted(methods) == sorted(TEACHERS + STUDENTS)
+    assert all(all_methods[name] is not None for name in methods)
+    assert all(spec.description for spec in methods.values())
+
+
+def test_every_package_folder_is_installed():
+    """The package list in pyproject.toml is explicit, so a new folder could be forgotten."""
+    root = Path(__file__).parent.parent
+    folders = {p.parent.relative_to(root) for p in root.glob("mobiler2l_ns/**/__init__.py")}
+    assert folders == {Path("mobiler2l_ns")} and (root / "method_configs" / "__init__.py").is_file()
+
+
+@pytest.mark.parametrize("method", TEACHERS)
+def test_teacher_trains_and_reloads(method, capture, outputs):
+    config_path = two_steps(method, capture, outputs)
+    config = read_config(config_path)
+    # The demo photos have a transparent background, so auto must have become object, on white, without contraction.
+    assert config.pipeline.model.scene == "object"
+    assert config.pipeline.model.camera_optimizer.mode == "off"
+    model, step = load_model(config_path, "cpu")
+    assert step == 1 and model.field.spatial_distortion is None
+    (checkpoint,) = checkpoint_steps(config_path, config)
+    torch.load(checkpoint, map_location="cpu", weights_only=True)  # as every ns-* command does on torch >= 2.6
+
+
+@pytest.mark.parametrize("method", STUDENTS)
+def test_student_trains_exports_and_reloads(method, capture, outputs, teacher_run):
+    # The newest teacher run on the same data is found without being named.
+    config_path = two_steps(method, capture, outputs, teacher_search_dir=outputs)
+    config = read_config(config_path)
+    assert Path(config.pipeline.datamanager.teacher).name == "config.yml"
+    assert "teacher" in config.pipeline.datamanager.teacher.parent.name
+    model, step = load_model(config_path, "cpu")
+    assert step == 1 and model.size == (32, 32)
+    (checkpoint,) = checkpoint_steps(config_path, config)
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["pipeline"]
+    assert all(key.startswith("_model.") for key in state), "the teacher must not be in the student's checkpoint"
+    assert not any("field" in key for key in state)
+    pool = json.loads((config_path.parent / "distillation.json").read_text())["pool"]
+    assert pool["frames"] >= 2 and pool["teacher_seconds"] > 0
+    # The run's own export shows the same picture as the reloaded student.
+    folder = config_path.parent / "onnx"
+    report = json.loads((folder / "report.json").read_text())
+    assert report["run"]["method"] == method
+    c2w = torch.eye(4)[:3]
+    c2w[2, 3] = 4.0
+    with torch.no_grad():
+        h, w = model.sampler.grid.tolist()
+        rays_d = (model.sampler.directions() @ c2w[:, :3].T).view(1, h, w, 3)
+        image = model.render_rays(c2w[:, 3].expand_as(rays_d), rays_d)[0].permute(1, 2, 0)
+    assert psnr(torch.from_numpy(Renderer(folder, num_threads=1).render(c2w.numpy())), image) > 70
+
+
+def test_student_of_a_student_is_refused(capture, outputs, teacher_run):
+    student = two_steps("mobiler2l-small", capture, outputs, teacher=teacher_run)
+    with pytest.raises(UserError, match="is a student, not a teacher"):
+        two_steps("mobiler2l-small", capture, outputs, teacher=student)
+
+
+def test_missing_teacher_names_the_file(capture, outputs):
+    with pytest.raises(UserError, match="nowhere.*config.yml"):
+        two_steps("mobiler2l-small", capture, outputs, teacher=Path("nowhere/config.yml"))
+
+
+def test_no_teacher_for_the_data_says_how_to_train_one(capture, tmp_path):
+    with pytest.raises(UserError, match="ns-train mobiler2l-teacher"):
+        two_steps("mobiler2l-small", capture, tmp_path, teacher_search_dir=tmp_path)
+
+
+def test_size_not_divisible_names_the_cure(capture, outputs, teacher_run):
+    with pytest.raises(UserError, match="--pipeline.datamanager.image-size 24 32"):
+        two_steps("mobiler2l-small", capture, outputs, teacher=teacher_run, image_size=(30, 32))
