@@ -27,7 +27,7 @@ from mobiler2l_ns.capture import CaptureDataManager, CaptureDataManagerConfig
 from mobiler2l_ns.checkpoints import load_dataparser_transform, read_config
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.pool import FramePool, PhotoSet
-from mobiler2l_ns.poses import PoseKind, PoseSampler, fit_poses
+from mobiler2l_ns.poses import OrbitPoses, PoseKind, PoseSampler, fit_poses
 from mobiler2l_ns.teacher import FrozenTeacher, Teacher, depth_range, resolve_teacher
 
 
@@ -79,6 +79,7 @@ class DistillationDataManager(CaptureDataManager):
         self.pool: Optional[FramePool] = None
         self.photos: Optional[PhotoSet] = None
         self.eval_photos: Optional[PhotoSet] = None
+        self.size: Optional[Tuple[int, int]] = None  # (H, W) of the student's picture, known to ns-train only
         self.teacher_seconds = 0.0
         self.started: Optional[float] = None
         if test_mode == "val":
@@ -95,11 +96,6 @@ class DistillationDataManager(CaptureDataManager):
     def pose_sampler(self) -> PoseSampler:
         """Where the teacher is rendered from."""
         return fit_poses(self.train_dataset.cameras.camera_to_worlds.to(self.device), self.config.poses)
-
-    @property
-    def size(self) -> Tuple[int, int]:
-        """(H, W) of the student's picture."""
-        return self._size
 
     # -- set-up ---------------------------------------------------------------------------------------------------
 
@@ -119,7 +115,7 @@ class DistillationDataManager(CaptureDataManager):
             return
         self._check_same_world()
         upscale = self.config.upscale
-        self._size = student_size(self.train_dataset, self.config.image_size, upscale)
+        self.size = student_size(self.train_dataset, self.config.image_size, upscale)
         height, width = self.size
         cameras, factor = fit_cameras(self.train_dataset.cameras, height, width)
         focal = float(cameras.fx.median())
@@ -128,7 +124,7 @@ class DistillationDataManager(CaptureDataManager):
             self.photos = load_photos(self.train_dataset, height, width, upscale, self.device)
         near, far = self._near_far(focal)
         self.train_dataset.metadata["student_camera"] = {
-            "height": height, "width": width, "focal": focal, "near": near, "far": far,
+            "height": height, "width": width, "focal": focal, "near": near, "far": far, **self._focus(),
         }  # fmt: skip
         tile = (
             min(height, (self.config.tile_cells or height) * upscale),
@@ -165,6 +161,14 @@ class DistillationDataManager(CaptureDataManager):
         near, far = depth_range(self.teacher, probes)
         CONSOLE.print(f"Content lies between z = {near:.3f} and {far:.3f} ({self.pose_sampler.kind} poses)")
         return near, far
+
+    def _focus(self) -> Dict:
+        """What an orbit goes around, and its smallest and largest depth in the cameras; nothing for a path."""
+        if not isinstance(self.pose_sampler, OrbitPoses):
+            return {}
+        c2w = self.train_dataset.cameras.camera_to_worlds.to(self.device)
+        depths = ((self.pose_sampler.centre - c2w[:, :, 3]) * -c2w[:, :, 2]).sum(-1)
+        return {"focus": self.pose_sampler.centre, "focus_depths": [float(depths.min()), float(depths.max())]}
 
     def _announce(self, focal: float) -> None:
         height, width = self.size

@@ -63,12 +63,17 @@ class MobileR2LModel(Model):
         in_channels = 3 * self.config.num_points * self.embedder.num_codes
         # 1x1 convolutions are matrix products of channels-last tensors: up to twice as fast, on CPU and GPU alike.
         self.network = MobileR2LNetwork(in_channels, self.config.network).to(memory_format=torch.channels_last)
+        self.register_buffer("focus", torch.zeros(3))
+        self.register_buffer("focus_depths", torch.tensor([-1e9, 1e9]))
         camera = self.kwargs["metadata"].get("student_camera")
         if camera is not None:
             s = self.upscale
             self.sampler.set_camera(
                 camera["height"] // s, camera["width"] // s, camera["focal"] / s, camera["near"], camera["far"]
             )
+            if camera.get("focus") is not None:
+                self.focus.copy_(torch.as_tensor(camera["focus"]))
+                self.focus_depths.copy_(torch.tensor(camera["focus_depths"]))
 
     @property
     def upscale(self) -> int:
@@ -109,14 +114,29 @@ class MobileR2LModel(Model):
     # -- rendering ------------------------------------------------------------------------------------------------
 
     def render_rays(
-        self, rays_o: Float[Tensor, "B h w 3"], rays_d: Float[Tensor, "B h w 3"]
+        self, rays_o: Float[Tensor, "B h w 3"], rays_d: Float[Tensor, "B h w 3"], depths: Optional[Tensor] = None
     ) -> Float[Tensor, "B C H W"]:
-        """The picture that belongs to a grid of rays (directions as in cameras.py)."""
+        """The picture that belongs to a grid of rays (see cameras.py), at depths (K,) or the even ones."""
         b, h, w, _ = rays_d.shape
-        depths = self.sampler.jittered_depths(rays_d) if self.training and self.config.jitter_points else None
+        if self.training and self.config.jitter_points:
+            depths = self.sampler.jittered_depths(rays_d)
         points = self.sampler.points(rays_o, rays_d, depths)
         codes = self.embedder(points.reshape(b, 1, h * w, -1))
         return self.network(to_network_input(codes, h, w).contiguous(memory_format=torch.channels_last))
+
+    def zoom(self, c2w: Float[Tensor, "3 4"]) -> Tuple[Tensor, float]:
+        """How a camera that is nearer or farther than those of an orbit is brought back to what was trained.
+
+        In free space a ray shows the same from wherever it starts. So the points slide along the rays to where they
+        are for a camera in the orbit's shell, and the grid is laid out so that a cell covers as much of the content.
+
+        Returns:
+            What is added to the points' depths, and what the grid's focal length is multiplied with. 0 and 1 for
+            cameras in the shell, and for students of a path.
+        """
+        depth = (self.focus - c2w[:, 3]) @ -c2w[:, 2]
+        trained = depth.clamp(self.focus_depths[0], self.focus_depths[1])
+        return depth - trained, float((depth / trained).clamp(0.1, 4.0)) if depth != trained else 1.0
 
     def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Tensor]:
         """``rgb`` (B, H, W, 3) for a bundle (B, h, w) of rays through cell centres.
@@ -137,8 +157,9 @@ class MobileR2LModel(Model):
         ray misses it.
         """
         camera = camera.to(self.device)
-        view = student_view(camera, self.focal, self.upscale)
-        rgb = to_camera_size(self.render_rays(*student_rays(view.rays))[0], view)
+        shift, magnification = self.zoom(camera.camera_to_worlds[0])
+        view = student_view(camera, self.focal * magnification, self.upscale)
+        rgb = to_camera_size(self.render_rays(*student_rays(view.rays), self.sampler.depths + shift)[0], view)
         accumulation = torch.ones_like(rgb[..., :1])
         if obb_box is not None:
             rays = camera.generate_rays(0, keep_shape=True, obb_box=obb_box)

@@ -1,0 +1,74 @@
+"""Runs the installed commands in processes of their own; conftest.py hands its fixtures to all tests."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+BIN = Path(sys.executable).parent
+TINY = [
+    "--machine.device-type", "cpu", "--vis", "tensorboard", "--pipeline.model.network.depth", "6",
+    "--pipeline.model.network.width", "16", "--pipeline.datamanager.initial-frames", "2",
+    "--pipeline.datamanager.pool-frames", "4", "--pipeline.datamanager.windows-per-batch", "4",
+]  # fmt: skip
+
+
+def start(command: str, *arguments, cwd: Path) -> subprocess.Popen:
+    """Starts an installed command."""
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "COLUMNS": "200"}
+    return subprocess.Popen(
+        [str(BIN / command), *map(str, arguments)], cwd=cwd, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def run(command: str, *arguments, cwd: Path, code: int = 0) -> str:
+    """Runs an installed command to its end and returns what it printed."""
+    process = start(command, *arguments, cwd=cwd)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, output[-3000:]
+    return output
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory, capture):
+    """A folder with a teacher that was trained by the real command."""
+    folder = tmp_path_factory.mktemp("workspace")
+    run(
+        "ns-train", "mobiler2l-teacher-small", "--machine.device-type", "cpu", "--data", capture,
+        "--max-num-iterations", "2", "--pipeline.datamanager.train-num-rays-per-batch", "64", "blender-data",
+        cwd=folder,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def student(workspace, capture):
+    """config.yml of a student whose first run was killed in mid-training and then resumed."""
+    process = start(
+        "ns-train", "mobiler2l-small", *TINY, "--data", capture, "--steps-per-save", "3",
+        "--max-num-iterations", "100000", "--timestamp", "killed", cwd=workspace,
+    )  # fmt: skip
+    folder = workspace / "outputs" / capture.name / "mobiler2l-small" / "killed" / "nerfstudio_models"
+    deadline = time.time() + 200
+    while not list(folder.glob("step-*.ckpt")) and time.time() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    output = process.communicate()[0]
+    assert process.returncode == -signal.SIGKILL, output[-3000:]
+    for checkpoint in sorted(folder.iterdir()):  # nothing half-written, whenever the kill came
+        torch.load(checkpoint, weights_only=True)
+    killed_at = int(checkpoint.stem.removeprefix("step-"))
+    run(
+        "ns-train", "mobiler2l-small", *TINY, "--data", capture, "--load-dir", folder,
+        "--max-num-iterations", "3", "--timestamp", "resumed", cwd=workspace,
+    )  # fmt: skip
+    resumed = folder.parent.with_name("resumed")
+    (checkpoint,) = (resumed / "nerfstudio_models").iterdir()
+    assert int(checkpoint.stem.removeprefix("step-")) == killed_at + 3
+    return resumed / "config.yml"

@@ -1,0 +1,99 @@
+"""What the tests share: a tiny capture, an analytic teacher, and a student that is trained in seconds."""
+
+import copy
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from commands import student, workspace  # noqa: F401  (fixtures)
+from nerfstudio.cameras.cameras import Cameras
+from torch import Tensor
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "make_demo_scene.py"
+
+
+@pytest.fixture(scope="session")
+def capture(tmp_path_factory) -> Path:
+    """A demo capture of 32 x 32 pixels: 8 train, 2 val and 2 test photos; read only."""
+    name = "demo_scene_of_conftest"
+    spec = importlib.util.spec_from_file_location(name, SCRIPT)
+    sys.modules[name] = script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    folder = tmp_path_factory.mktemp("shared") / "capture"
+    assert script.make_demo_scene(folder, resolution=32, num_train=8, num_val=2, num_test=2, samples=1)
+    return folder
+
+
+class StubTeacher(torch.nn.Module):
+    """A ball at the origin on white, in closed form: each surface point has the colour 0.5 + 0.5 * normal.
+
+    It is a module with a weight, so that it shows up in a state dict where a teacher does not belong.
+
+    Args:
+        radius: Of the ball.
+
+    Attributes:
+        renders: How many pictures it was asked for.
+        probes: How many times it was asked for depths.
+    """
+
+    def __init__(self, radius: float = 1.0):
+        super().__init__()
+        self.radius = radius
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.renders = self.probes = 0
+
+    def distances(self, origins: Tensor, directions: Tensor) -> Tensor:
+        """First t with |origins + t * directions| = radius, (...), inf for a miss; directions of any length."""
+        a = (directions**2).sum(-1)
+        b = (origins * directions).sum(-1)
+        c = (origins**2).sum(-1) - self.radius**2
+        discriminant = b**2 - a * c
+        t = (-b - discriminant.clamp_min(0).sqrt()) / a
+        return torch.where((discriminant > 0) & (t > 0), t, torch.inf)
+
+    def colours(self, origins: Tensor, directions: Tensor) -> Tensor:
+        """Colours (..., 3) that rays see."""
+        t = self.distances(origins, directions)[..., None]
+        hit = t.isfinite()
+        normals = (origins + t.where(hit, torch.zeros(())) * directions) / self.radius
+        return torch.where(hit, 0.5 + 0.5 * normals, 1.0)
+
+    def render(self, camera: Cameras) -> Tensor:
+        """The picture (H, W, 3) of one camera."""
+        self.renders += 1
+        rays = camera.generate_rays(0, keep_shape=True)
+        return self.colours(rays.origins, rays.directions)
+
+    def surface_depths(self, camera: Cameras) -> Tensor:
+        """z (N,) of the surface points that one camera sees."""
+        self.probes += 1
+        rays = camera.generate_rays(0, keep_shape=True)
+        z = self.distances(rays.origins, rays.directions) / rays.metadata["directions_norm"][..., 0]
+        return z[z.isfinite()]
+
+
+@pytest.fixture
+def stub_teacher() -> StubTeacher:
+    """A teacher that shows a unit ball at the origin."""
+    return StubTeacher()
+
+
+@pytest.fixture
+def student_config(capture, tmp_path):
+    """mobiler2l-small on the capture, shrunk to a 4 x 4 ray grid and a few thousand weights."""
+    from mobiler2l_ns.method_configs import mobiler2l_small
+    from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+
+    config = copy.deepcopy(mobiler2l_small.config)
+    config.data, config.output_dir, config.vis, config.timestamp = capture, tmp_path / "outputs", "tensorboard", "run"
+    config.machine.device_type = "cpu"
+    network = config.pipeline.model.network
+    network.depth, network.width, network.sr_widths = 6, 16, (8, 8, 8)
+    datamanager = config.pipeline.datamanager
+    datamanager.data, datamanager.dataparser = capture, BlenderDataParserConfig(data=capture)
+    datamanager.pool_frames, datamanager.initial_frames, datamanager.teacher_share = 4, 2, 0.0
+    datamanager.windows_per_batch, datamanager.window_cells = 4, 2
+    return config

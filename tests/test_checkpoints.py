@@ -1,0 +1,268 @@
+"""Runs on disk: read back whole, or refused in one sentence that names the file; and nothing touches the network."""
+
+import copy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.models.nerfacto import NerfactoModelConfig
+
+from mobiler2l_ns import metrics
+from mobiler2l_ns.checkpoints import (
+    allow_numpy_scalars,
+    checkpoint_steps,
+    find_runs,
+    load_dataparser_transform,
+    load_model,
+    model_state,
+    read_config,
+)
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.metrics import image_metrics, lpips, psnr, ssim, without_lpips_download
+from mobiler2l_ns.teacher_model import TeacherModelConfig
+
+BOX = SceneBox(torch.tensor([[-1.0, -1, -1], [1, 1, 1]]))
+CAMERA = {"height": 32, "width": 48, "focal": 40.0, "near": 2.0, "far": 5.0}
+GRIDS = {"hidden_dim": 8, "log2_hashmap_size": 6, "num_levels": 2, "max_res": 16, "use_linear": False}
+TINY = {
+    "implementation": "torch", "num_levels": 2, "max_res": 32, "log2_hashmap_size": 6, "hidden_dim": 8,
+    "hidden_dim_color": 8, "num_proposal_iterations": 1, "proposal_net_args_list": [GRIDS],
+}  # fmt: skip
+
+
+def save_run(folder, config, model, step=7, prefix="_model."):
+    """A run's config.yml and checkpoint, written by hand."""
+    checkpoints = folder / "nerfstudio_models"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yml").write_text(yaml.dump(config))
+    state = {prefix + key: value for key, value in model.state_dict().items()}
+    torch.save({"step": step, "pipeline": state}, checkpoints / f"step-{step:09d}.ckpt")
+    return folder / "config.yml"
+
+
+@pytest.fixture
+def student(student_config):
+    torch.manual_seed(0)
+    model = student_config.pipeline.model.setup(scene_box=BOX, num_train_data=1, metadata={"student_camera": CAMERA})
+    return student_config, model
+
+
+@pytest.fixture
+def run(student, tmp_path):
+    """config.yml of a student's run."""
+    return save_run(tmp_path / "run", *student)
+
+
+def one_sentence(caught) -> str:
+    message = str(caught.value)
+    assert message.startswith("mobiler2l: ") and message.endswith(".") and "\n" not in message
+    return message
+
+
+# -- loading --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["_model.", "_model.module.", "module._model."])
+def test_a_saved_student_comes_back(student, tmp_path, prefix):
+    """Alone, and as DistributedDataParallel names its weights."""
+    loaded, step = load_model(save_run(tmp_path / "run", *student, prefix=prefix), "cpu")
+    assert step == 7 and not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+    assert (loaded.size, loaded.focal) == ((32, 48), pytest.approx(40.0))
+    wanted, found = student[1].state_dict(), loaded.state_dict()
+    assert list(found) == list(wanted) and all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+def test_the_newest_checkpoint_counts_wherever_the_run_was_moved(student, run, tmp_path):
+    config, model = student
+    with torch.no_grad():
+        model.network.tail[0].bias.fill_(0.25)
+    save_run(run.parent, config, model, step=12)
+    moved = tmp_path / "elsewhere"
+    run.parent.rename(moved)
+    paths = checkpoint_steps(moved / "config.yml", config)
+    assert [path.name for path in paths] == ["step-000000007.ckpt", "step-000000012.ckpt"]
+    loaded, step = load_model(moved / "config.yml", "cpu")
+    assert step == 12 and (loaded.network.tail[0].bias == 0.25).all()
+
+
+def test_a_teacher_comes_back_with_sizes_read_off_its_weights(tmp_path):
+    from mobiler2l_ns.method_configs import mobiler2l_teacher_small
+
+    config = copy.deepcopy(mobiler2l_teacher_small.config)
+    config.pipeline.model = TeacherModelConfig(scene="object", **TINY)
+    box = SceneBox(torch.tensor([[-1.5, -1, -0.5], [1.5, 1, 0.5]]))
+    model = config.pipeline.model.setup(scene_box=box, num_train_data=5, metadata={}, device="cpu", seed_points=None)
+    config.pipeline.model.implementation = "tcnn"  # what nerfstudio writes even where it fell back to torch
+    loaded, _ = load_model(save_run(tmp_path / "teacher", config, model), "cpu")
+    assert torch.equal(loaded.field.aabb, box.aabb)
+    assert loaded.field.embedding_appearance.embedding.weight.shape[0] == 5
+    wanted, found = model.state_dict(), loaded.state_dict()
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+def test_model_state_keeps_only_the_models_own():
+    value = torch.zeros(1)
+    state = {"_model.a": value, "_model.module.b": value, "_model.lpips.net": value, "datamanager.c": value}
+    assert list(model_state(state)) == ["a", "b"]
+
+
+def test_no_checkpoint(run):
+    (checkpoint,) = (run.parent / "nerfstudio_models").iterdir()
+    checkpoint.unlink()
+    with pytest.raises(UserError, match="no checkpoint") as caught:
+        load_model(run, "cpu")
+    assert str(run.parent / "nerfstudio_models") in one_sentence(caught)
+
+
+@pytest.mark.parametrize("damage", ["half", "empty", "text", "no pipeline", "no step"])
+def test_a_checkpoint_that_is_not_whole(run, damage):
+    (path,) = (run.parent / "nerfstudio_models").iterdir()
+    if damage == "half":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif damage.startswith("no "):
+        content = torch.load(path)
+        del content[damage.removeprefix("no ")]
+        torch.save(content, path)
+    else:
+        path.write_text("" if damage == "empty" else "hello")
+    with pytest.raises(UserError, match="not a whole nerfstudio checkpoint") as caught:
+        load_model(run, "cpu")
+    assert str(path) in one_sentence(caught)
+
+
+@pytest.mark.parametrize("field, value", [("width", 24), ("depth", 8), ("batch_norm", True)])
+def test_a_checkpoint_of_another_architecture(student, run, field, value):
+    config = copy.deepcopy(student[0])
+    setattr(config.pipeline.model.network, field, value)
+    run.write_text(yaml.dump(config))
+    with pytest.raises(UserError, match="another architecture") as caught:
+        load_model(run, "cpu")
+    message = one_sentence(caught)
+    assert str(run) in message and "step-000000007.ckpt" in message
+
+
+# -- config.yml -----------------------------------------------------------------------------------------------------
+
+
+def test_a_config_is_read_from_its_file_or_folder(student, run):
+    for path in (run, run.parent):
+        assert read_config(path).pipeline.model == student[0].pipeline.model
+
+
+@pytest.mark.parametrize(
+    "content", ["a: 1", "", "{", "!!python/object:nowhere.Thing {}", "!!python/name:os.nothing", "\x00\x01"], ids=repr
+)
+def test_a_foreign_file_is_no_config(tmp_path, content):
+    path = tmp_path / "config.yml"
+    path.write_text(content)
+    with pytest.raises(UserError, match="nerfstudio config.yml") as caught:
+        read_config(path)
+    assert str(path) in one_sentence(caught)
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    path = tmp_path / "config.yml"
+    path.write_bytes(bytes(range(256)))
+    with pytest.raises(UserError, match="cannot be read") as caught:
+        read_config(path)
+    assert str(path) in one_sentence(caught)
+
+
+def test_a_missing_config(tmp_path):
+    for path in (tmp_path / "config.yml", tmp_path):
+        with pytest.raises(UserError, match="there is no") as caught:
+            read_config(path)
+        assert str(tmp_path / "config.yml") in one_sentence(caught)
+
+
+def test_runs_are_found_newest_first(tmp_path):
+    import os
+
+    for age, name in enumerate(("c", "a", "b")):
+        path = tmp_path / "experiment" / "method" / name / "config.yml"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (1000 - age, 1000 - age))
+    assert [path.parent.name for path in find_runs(tmp_path)] == ["c", "a", "b"]
+    assert find_runs(tmp_path / "nowhere") == []
+
+
+def test_the_dataparsers_world(run):
+    assert load_dataparser_transform(run) is None
+    (run.parent / "dataparser_transforms.json").write_text('{"transform": [[1, 2], [3, 4]], "scale": 0.5}')
+    transform, scale = load_dataparser_transform(run)
+    assert transform.tolist() == [[1, 2], [3, 4]] and scale == 0.5
+
+
+# -- torch.load, LPIPS, errors --------------------------------------------------------------------------------------
+
+
+def test_numpy_floats_in_a_checkpoint_load_by_default(tmp_path):
+    path = tmp_path / "step-000000001.ckpt"
+    torch.save({"schedulers": {"_last_lr": [np.float64(0.01)]}}, path)
+    allowed = torch.serialization.get_safe_globals()
+    try:
+        torch.serialization.clear_safe_globals()
+        with pytest.raises(Exception, match="[Ww]eights"):
+            torch.load(path)
+        allow_numpy_scalars()
+        assert torch.load(path)["schedulers"]["_last_lr"] == [0.01]
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(allowed)
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No weights on the machine, and an error for whoever tries to fetch some."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("tried to download")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    monkeypatch.setattr(metrics, "_lpips_metric", None)
+    monkeypatch.setattr(metrics, "_lpips_reported", False)
+
+
+def test_lpips_is_skipped_and_said_once(offline, capsys):
+    picture = torch.rand(32, 32, 3)
+    assert lpips(picture, picture) is None and lpips(picture, picture) is None
+    assert capsys.readouterr().out.count("LPIPS is skipped") == 1
+    assert set(image_metrics(picture, picture)) == {"psnr", "ssim"}
+
+
+def test_nerfacto_builds_without_its_download(offline):
+    kwargs = {"scene_box": BOX, "num_train_data": 2, "metadata": {}, "device": "cpu", "seed_points": None}
+    with pytest.raises(AssertionError, match="tried to download"):
+        NerfactoModelConfig(**TINY).setup(**kwargs)
+    with without_lpips_download():
+        model = NerfactoModelConfig(**TINY).setup(**kwargs)
+    teacher = TeacherModelConfig(**TINY).setup(**kwargs)
+    for built in (model, teacher):
+        assert not any(key.startswith("lpips") for key in built.state_dict())
+    with pytest.raises(AssertionError, match="tried to download"):  # the patch is gone again
+        NerfactoModelConfig(**TINY).setup(**kwargs)
+
+
+def test_psnr_and_ssim_by_hand():
+    black = torch.zeros(16, 16, 3)
+    assert psnr(black, black + 0.1) == pytest.approx(20.0, abs=1e-4)  # -10 log10(0.01)
+    assert psnr(black, black) == pytest.approx(100.0)
+    assert ssim(black, black) == pytest.approx(1.0)
+    # Constants a and b: (2ab + c1) / (a^2 + b^2 + c1) with c1 = 1e-4: 0.0001 / 0.2501
+    assert ssim(black, black + 0.5) == pytest.approx(1e-4 / 0.2501, abs=1e-4)
+
+
+def test_a_user_error_ends_a_command_with_one_line():
+    error = UserError("there is no x: pass y.")
+    assert isinstance(error, SystemExit) and error.code == "mobiler2l: there is no x: pass y."
+    code = "from mobiler2l_ns.errors import UserError; raise UserError('there is no x: pass y.')"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "mobiler2l: there is no x: pass y.\n")

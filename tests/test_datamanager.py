@@ -1,0 +1,439 @@
+"""What the student is fed: windows whose pixels belong to their rays, from teacher and photos, and clear refusals."""
+
+import json
+import math
+import shutil
+import time
+
+import pytest
+import torch
+import yaml
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from PIL import Image
+
+from mobiler2l_ns import datamanager as module
+from mobiler2l_ns.cameras import pinhole_cameras, student_rays
+from mobiler2l_ns.capture import CaptureDataManagerConfig
+from mobiler2l_ns.datamanager import DistillationDataManager, on_white
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.poses import look_at
+from mobiler2l_ns.teacher import depth_range
+
+ANGLE = 2 * math.atan(0.36)  # the demo scene's field of view: focal is 16 / 0.36 = 44.44 for 32 pixels
+SPLITS = {"train": 8, "val": 2, "test": 2}
+
+
+@pytest.fixture
+def build(student_config, stub_teacher, monkeypatch, tmp_path):
+    """Makes the student's datamanager with the stub as its teacher; keyword arguments are config fields."""
+
+    def make(test_mode="val", **options) -> DistillationDataManager:
+        config = student_config.pipeline.datamanager
+        config.teacher = tmp_path / "teacher" / "config.yml"
+        for name, value in options.items():
+            assert hasattr(config, name)
+            setattr(config, name, value)
+        return config.setup(device="cpu", test_mode=test_mode, world_size=1, local_rank=0)
+
+    torch.manual_seed(0)
+    monkeypatch.setattr(module, "FrozenTeacher", lambda path, device: stub_teacher)
+    monkeypatch.setattr(DistillationDataManager, "_adopt_teacher", lambda self, config: None)
+    return make
+
+
+@pytest.fixture
+def ball_capture(stub_teacher, tmp_path):
+    """A capture whose photos show exactly what the stub teacher shows, from a ring of cameras."""
+    folder = tmp_path / "ball"
+    for split, count in SPLITS.items():
+        (folder / split).mkdir(parents=True)
+        turn = torch.arange(count) * 2 * math.pi / count
+        position = torch.stack([3.5 * turn.cos(), 3.5 * turn.sin(), torch.full((count,), 2.0)], dim=-1)
+        poses = look_at(position, torch.zeros(count, 3), torch.tensor([0.0, 0, 1]))
+        frames = []
+        for k in range(count):
+            picture = stub_teacher.render(pinhole_cameras(poses[k : k + 1], 16 / 0.36, 32, 32))
+            pixels = (picture * 255).round().to(torch.uint8).numpy()
+            Image.fromarray(pixels).save(folder / split / f"{k}.png")
+            matrix = [*poses[k].tolist(), [0, 0, 0, 1]]
+            frames.append({"file_path": f"./{split}/{k}", "transform_matrix": matrix})
+        transforms = {"camera_angle_x": ANGLE, "frames": frames}
+        (folder / f"transforms_{split}.json").write_text(json.dumps(transforms))
+    stub_teacher.renders = 0
+    return folder
+
+
+def pixel_rays(bundle: RayBundle, s: int = 8):
+    """Rays (B, h*s, w*s, 3) through all pixels of windows: student directions are linear in the pixel's position."""
+    origins, cells = student_rays(bundle)
+    h, w = bundle.shape[1:]
+    down, right = cells[:, 1:2, :1] - cells[:, :1, :1], cells[:, :1, 1:2] - cells[:, :1, :1]
+    rows, columns = ((torch.arange(n * s) + 0.5) / s - 0.5 for n in (h, w))
+    directions = cells[:, :1, :1] + rows.view(1, -1, 1, 1) * down + columns.view(1, 1, -1, 1) * right
+    return origins[:, :1, :1].expand_as(directions), directions
+
+
+def worst_errors(stub, bundle, batch) -> torch.Tensor:
+    """Largest colour error of each pixel against the stub, by closed form."""
+    return (batch["image"] - stub.colours(*pixel_rays(bundle))).abs().amax(dim=-1)
+
+
+# -- batches --------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_has_windows_of_rays_and_pixels(build):
+    datamanager = build()
+    bundle, batch = datamanager.next_train(0)
+    assert isinstance(bundle, RayBundle) and bundle.shape == (4, 2, 2)
+    assert batch["image"].shape == (4, 16, 16, 3)
+    assert 0 <= batch["image"].min() and batch["image"].max() <= 1
+    assert datamanager.get_train_rays_per_batch() == 4 * 16 * 16
+    bundle, batch = datamanager.next_eval(0)
+    assert bundle.shape == (4, 2, 2) and batch["image"].shape == (4, 16, 16, 3)
+
+
+def test_whole_pictures_without_a_window(build):
+    bundle, batch = build(window_cells=None).next_train(0)
+    assert bundle.shape == (4, 4, 4) and batch["image"].shape == (4, 32, 32, 3)
+
+
+@pytest.mark.parametrize("tile_cells, window_cells", [(None, 2), (3, 2), (2, 3)])
+def test_targets_are_what_the_teacher_shows_at_these_rays(build, stub_teacher, tile_cells, window_cells):
+    datamanager = build(photo_share=0.0, tile_cells=tile_cells, window_cells=window_cells, windows_per_batch=30)
+    assert datamanager.photos is None
+    bundle, batch = datamanager.next_train(0)
+    assert bundle.shape == (30, 2, 2)  # a window is no larger than a tile
+    errors = worst_errors(stub_teacher, bundle, batch)
+    assert (errors <= 0.5 / 255 + 1e-4).float().mean() > 0.999  # a ray along the rim may round either way
+    seen = batch["image"].amin(dim=-1) < 1
+    assert 0.1 < seen.float().mean() < 0.95  # ball and background alike
+
+
+def test_photo_targets_belong_to_their_rays(build, stub_teacher, ball_capture):
+    datamanager = build(data=ball_capture, photo_share=1.0, windows_per_batch=30)
+    bundle, batch = datamanager.next_train(0)
+    errors = worst_errors(stub_teacher, bundle, batch)
+    assert (errors <= 0.5 / 255 + 1e-4).float().mean() > 0.999
+    assert stub_teacher.renders == 0  # photos only: no view is rendered
+    bundle, batch = datamanager.next_eval(0)
+    assert (worst_errors(stub_teacher, bundle, batch) <= 0.5 / 255 + 1e-4).float().mean() > 0.999
+
+
+def test_a_smaller_picture_stays_on_its_rays(build, stub_teacher, ball_capture):
+    """Photos shrink by 3/4 and lose rows above and below; colours change by less than 0.04 a pixel inside the ball."""
+    datamanager = build(data=ball_capture, photo_share=1.0, windows_per_batch=30, image_size=(24, 16))
+    assert datamanager.size == (16, 24)
+    camera = datamanager.train_dataset.metadata["student_camera"]
+    assert (camera["height"], camera["width"]) == (16, 24)
+    assert camera["focal"] == pytest.approx(0.75 * 16 / 0.36)
+    bundle, batch = datamanager.next_train(0)
+    origins, directions = pixel_rays(bundle)
+    through = (origins * directions).sum(-1)
+    miss = (origins - (through / (directions**2).sum(-1))[..., None] * directions).norm(dim=-1)
+    inside = miss < 0.7
+    assert inside.float().mean() > 0.2
+    assert worst_errors(stub_teacher, bundle, batch)[inside].max() < 0.02
+
+
+def test_photo_share_splits_the_batch(build, stub_teacher, capture):
+    """Teacher views come first; photos are where the capture's cameras stand."""
+    datamanager = build(photo_share=0.25, windows_per_batch=8)
+    bundle, batch = datamanager.next_train(0)
+    own = datamanager.train_dataset.cameras.camera_to_worlds[:, :, 3]
+    distance = torch.cdist(bundle.origins[:, 0, 0], own).amin(dim=1)
+    assert (distance[:6] > 1e-3).all() and (distance[6:] < 1e-5).all()
+    assert (worst_errors(stub_teacher, bundle, batch)[:6] <= 0.5 / 255 + 1e-4).float().mean() > 0.999
+
+
+# -- the teacher ----------------------------------------------------------------------------------------------------
+
+
+def test_without_a_share_only_the_first_views_are_rendered(build, stub_teacher):
+    datamanager = build(teacher_share=0.0)
+    assert stub_teacher.renders == 0 and stub_teacher.probes == 24
+    for step in range(3):
+        datamanager.next_train(step)
+    assert stub_teacher.renders == datamanager.pool.num_added == 2
+
+
+def test_the_teacher_renders_within_its_share_of_the_time(build, stub_teacher, monkeypatch):
+    """A clock that stands still but for 1 s a view: with a share of 0.3, n views need n / 0.3 s of training."""
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    render = stub_teacher.render
+    monkeypatch.setattr(stub_teacher, "render", lambda camera: (now.__setitem__(0, now[0] + 1), render(camera))[1])
+    datamanager = build(teacher_share=0.3)
+    counts = []
+    for step in range(4):
+        datamanager.next_train(step)
+        counts.append(datamanager.pool.num_added)
+        now[0] += 10
+    # First 2 views count from the first batch: t = 2. Each view is rendered while n < 0.3 t, and adds 1 to t:
+    # t = 12: 2 < 3.6, 3 < 3.9, 4 < 4.2, 5 > 4.5. t = 25: 5 < 7.5, 6 < 7.8, 7 < 8.1, 8 < 8.4, 9 > 8.7.
+    # t = 39: 9 < 11.7, 10 < 12, 11 < 12.3, 12 < 12.6, 13 > 12.9.
+    assert counts == [2, 5, 9, 13]
+    assert len(datamanager.pool) == 4 and datamanager.statistics()["frames"] == 13
+    poses = datamanager.pool.c2w
+    assert torch.cdist(poses[:, :, 3], poses[:, :, 3]).fill_diagonal_(1).min() > 1e-3  # new poses each time
+
+
+def test_statistics(build):
+    datamanager = build(tile_cells=2)
+    datamanager.next_train(0)
+    found = datamanager.statistics()
+    assert found.pop("teacher_seconds") >= 0 and found.pop("share_of_training_time") > 0
+    # Pool: 4 views of 16*16*3 bytes, 12 floats and 2 longs; photos: 8 of 32*32*3.
+    size = 4 * (16 * 16 * 3 + 48 + 16) + 8 * 32 * 32 * 3
+    assert found == {
+        "capacity": 4, "frames": 2, "frame_height": 16, "frame_width": 16, "bytes": size, "photos": 8,
+    }  # fmt: skip
+
+
+def test_the_teacher_is_no_part_of_the_student(build, stub_teacher):
+    datamanager = build()
+    assert datamanager.teacher is stub_teacher
+    assert not datamanager.state_dict() and not list(datamanager.parameters())
+    datamanager.eval()
+    assert stub_teacher.training
+
+
+@pytest.mark.parametrize("test_mode", ["test", "inference"])
+def test_other_commands_do_not_need_the_teacher(build, monkeypatch, test_mode):
+    def never(*arguments):
+        raise AssertionError("only ns-train may touch the teacher")
+
+    monkeypatch.setattr(module, "FrozenTeacher", never)
+    monkeypatch.setattr(DistillationDataManager, "_adopt_teacher", never)
+    datamanager = build(test_mode=test_mode)
+    assert datamanager.pool is None and "student_camera" not in datamanager.train_dataset.metadata
+
+
+def test_a_cache_spares_the_first_views(build, stub_teacher, tmp_path):
+    build(cache_dir=tmp_path / "cache").next_train(0)
+    assert stub_teacher.renders == 2
+    again = build(cache_dir=tmp_path / "cache")
+    again.next_train(0)
+    assert stub_teacher.renders == 3 and again.pool.num_added == 3  # one fresh view, not two
+
+
+# -- near and far ---------------------------------------------------------------------------------------------------
+
+
+def test_near_and_far_enclose_the_ball(build):
+    """Cameras are 3.9 to 4.1 from (0, 0, 0.1) and look at it, so the ball's centre lies at z = 3.93..4.2.
+
+    Its nearest point is 1 before that; the farthest visible ones, on the rim, 1/4 before it. On either side come 3
+    percent of the range.
+    """
+    camera = build().train_dataset.metadata["student_camera"]
+    assert 2.88 < camera["near"] < 3.2
+    assert 3.6 < camera["far"] < 4.03
+    assert (camera["height"], camera["width"]) == (32, 32) and camera["focal"] == pytest.approx(16 / 0.36)
+
+
+def test_depth_range_by_hand(stub_teacher):
+    """One camera at distance D = 4. A ray at tangent t meets the ball at z = (4 - sqrt(16 - 15(1 + t^2))) / (1 + t^2).
+
+    Seen pixels are spread evenly over t^2 < 1/15. At 1 percent, t^2 = 0.01/15: z = (4 - sqrt 0.99) / 1.000667 = 3.0030.
+    At 99 percent: z = (4 - sqrt 0.01) / 1.066 = 3.6585. The margin is 0.03 * 0.6555 + 0.0037 = 0.0233.
+    """
+    pose = look_at(torch.tensor([[0.0, -4, 0]]), torch.zeros(1, 3), torch.tensor([0.0, 0, 1]))
+    near, far = depth_range(stub_teacher, pinhole_cameras(pose, 700.0, 400, 400))
+    assert near == pytest.approx(2.9797, abs=0.001)
+    assert far == pytest.approx(3.6818, abs=0.01)
+
+
+def test_a_teacher_that_shows_nothing_is_refused(stub_teacher):
+    away = pinhole_cameras(
+        torch.eye(4)[None, :3] * torch.tensor([1.0, 1, 1, 0]) + torch.tensor([0.0, 0, 0, 9]), 9.0, 8, 8
+    )
+    stub_teacher.radius = 1e-3
+    with pytest.raises(UserError, match="--pipeline.datamanager.teacher"):
+        depth_range(stub_teacher, away)
+
+
+def test_given_near_and_far_are_taken_as_they_are(build, stub_teacher):
+    camera = build(near_far=(1.5, 7.0)).train_dataset.metadata["student_camera"]
+    assert (camera["near"], camera["far"]) == (1.5, 7.0) and stub_teacher.probes == 0
+    for wrong in ((0.0, 1.0), (3.0, 2.0)):
+        with pytest.raises(UserError, match="--pipeline.datamanager.near-far needs 0 < near < far"):
+            build(near_far=wrong)
+
+
+# -- refusals -------------------------------------------------------------------------------------------------------
+
+
+def one_sentence(caught) -> str:
+    message = str(caught.value)
+    assert message.startswith("mobiler2l: ") and message.endswith(".") and "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("size, cure", [((30, 32), "24 32"), ((32, 31), "32 24"), ((4, 4), "8 8")], ids=str)
+def test_a_size_that_does_not_divide_names_its_cure(build, size, cure):
+    with pytest.raises(UserError, match=f"--pipeline.datamanager.image-size {cure}") as caught:
+        build(image_size=size)
+    one_sentence(caught)
+
+
+def test_photos_that_do_not_divide_are_named(build, capture):
+    with pytest.raises(UserError, match="upscale factor 12.*image-size 24 24") as caught:
+        build(upscale=12)
+    assert str(capture / "train" / "r_000.png") in one_sentence(caught)
+
+
+def test_a_teacher_of_another_world_is_refused(build, tmp_path, capture):
+    path = tmp_path / "teacher" / "dataparser_transforms.json"
+    path.parent.mkdir()
+    world = {"transform": torch.eye(4)[:3].tolist(), "scale": 1.0}
+    path.write_text(json.dumps(world))
+    build()  # the same world
+    shifted = torch.eye(4)[:3]
+    shifted[0, 3] = 0.1
+    for other in ({"scale": 2.0}, {"transform": shifted.tolist()}):
+        path.write_text(json.dumps({**world, **other}))
+        with pytest.raises(UserError, match="another world") as caught:
+            build()
+        message = one_sentence(caught)
+        assert str(path.with_name("config.yml")) in message and str(capture) in message
+
+
+def load(folder):
+    """The datamanager that teachers use, on a folder."""
+    config = CaptureDataManagerConfig(data=folder, dataparser=BlenderDataParserConfig(data=folder))
+    return config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
+
+
+@pytest.fixture
+def broken(capture, tmp_path):
+    """A copy of the capture, and a function that changes one of its transforms files."""
+    folder = tmp_path / "broken"
+    shutil.copytree(capture, folder)
+
+    def change(edit, split="train"):
+        path = folder / f"transforms_{split}.json"
+        meta = json.loads(path.read_text())
+        edit(meta)
+        path.write_text(json.dumps(meta))
+        return folder
+
+    return change
+
+
+def test_the_copy_loads_while_nothing_is_broken(broken):
+    datamanager = load(broken(lambda meta: None))
+    assert len(datamanager.train_dataset) == 8 and len(datamanager.eval_dataset) == 2
+    assert datamanager.train_dataset.metadata["transparent_background"] is True
+
+
+def test_photos_without_alpha_have_no_transparent_background(ball_capture):
+    assert load(ball_capture).train_dataset.metadata["transparent_background"] is False
+
+
+def test_a_missing_folder(tmp_path):
+    with pytest.raises(UserError, match="--data") as caught:
+        load(tmp_path / "nowhere")
+    assert str(tmp_path / "nowhere") in one_sentence(caught)
+
+
+def test_a_folder_without_poses(tmp_path):
+    with pytest.raises(UserError, match="blender-data.*ns-process-data") as caught:
+        load(tmp_path)
+    assert str(tmp_path) in one_sentence(caught)
+
+
+BREAKS = {
+    "no frames": lambda meta: meta["frames"].clear(),
+    "no key": lambda meta: meta.pop("frames"),
+    "no angle": lambda meta: meta.pop("camera_angle_x"),
+    "no photo": lambda meta: meta["frames"][0].update(file_path="./train/gone"),
+    "a list": lambda meta: meta.update(frames=[[1, 2]]),
+    "ragged": lambda meta: meta["frames"][0].update(transform_matrix=[[1, 0, 0], [0, 1]]),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_broken_transforms_file(broken, name):
+    folder = broken(BREAKS[name])
+    with pytest.raises(UserError) as caught:
+        load(folder)
+    assert str(folder) in one_sentence(caught)
+
+
+def test_a_transforms_file_cut_short(broken):
+    folder = broken(lambda meta: None)
+    path = folder / "transforms_train.json"
+    path.write_text(path.read_text()[:200])
+    with pytest.raises(UserError) as caught:
+        load(folder)
+    assert str(folder) in one_sentence(caught)
+
+
+@pytest.mark.parametrize("name", ["train/r_000.png", "train/r_005.png", "val/r_001.png"])
+def test_a_photo_cut_short(broken, name):
+    folder = broken(lambda meta: None)
+    (folder / name).write_bytes((folder / name).read_bytes()[:20])
+    with pytest.raises(UserError) as caught:
+        load(folder)
+    assert str(folder) in one_sentence(caught)
+
+
+@pytest.mark.parametrize("meta", [{"frames": []}, {}, {"frames": [{"file_path": "a.png"}]}], ids=str)
+def test_nerfstudio_data_without_poses(tmp_path, meta):
+    (tmp_path / "transforms.json").write_text(json.dumps({"fl_x": 9, "cx": 4, "cy": 4, "w": 8, "h": 8, **meta}))
+    config = CaptureDataManagerConfig(data=tmp_path, dataparser=NerfstudioDataParserConfig())
+    with pytest.raises(UserError, match="nerfstudio-data") as caught:
+        config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
+    assert str(tmp_path) in one_sentence(caught)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("split, photo", [("train", "r_003"), ("val", "r_001")])
+def test_an_unusable_camera_is_named(broken, value, split, photo):
+    def spoil(meta):
+        meta["frames"][int(photo[-1])]["transform_matrix"][1][3] = value
+
+    folder = broken(spoil, split)
+    with pytest.raises(UserError, match="NaN") as caught:
+        load(folder)
+    assert str(folder / split / f"{photo}.png") in one_sentence(caught)
+
+
+def test_no_focal_length_is_named(broken):
+    folder = broken(lambda meta: meta.update(camera_angle_x=-1.0))
+    with pytest.raises(UserError, match="no focal length") as caught:
+        load(folder)
+    assert "r_000.png" in one_sentence(caught)
+
+
+# -- small parts ----------------------------------------------------------------------------------------------------
+
+
+def test_on_white_by_hand():
+    pixel = torch.tensor([[0.8, 0.4, 0.0, 0.25]])
+    torch.testing.assert_close(on_white(pixel), torch.tensor([[0.95, 0.85, 0.75]]))  # a quarter, and 3/4 of white
+    assert on_white(pixel[:, :3]).equal(pixel[:, :3])
+
+
+def test_the_teachers_parser_is_taken_over_unless_one_is_given(tmp_path, capture):
+    import copy
+
+    from mobiler2l_ns.method_configs import mobiler2l_small, mobiler2l_teacher_small
+
+    teacher = copy.deepcopy(mobiler2l_teacher_small.config)
+    teacher.pipeline.datamanager.dataparser = BlenderDataParserConfig(data=tmp_path / "old", scale_factor=2.0)
+    path = tmp_path / "config.yml"
+    path.write_text(yaml.dump(teacher))
+
+    def adopt(parser):
+        config = copy.deepcopy(mobiler2l_small.config.pipeline.datamanager)
+        config.data, config.teacher, config.dataparser = capture, path, parser
+        DistillationDataManager._adopt_teacher(None, config)
+        return config.dataparser
+
+    adopted = adopt(NerfstudioDataParserConfig(data=capture))
+    assert adopted == BlenderDataParserConfig(data=capture, scale_factor=2.0)
+    given = BlenderDataParserConfig(data=capture, scale_factor=3.0)
+    assert adopt(copy.deepcopy(given)) == given

@@ -1,0 +1,199 @@
+"""Muon and the cosine schedule, in numbers worked by hand."""
+
+import pytest
+import torch
+
+from mobiler2l_ns.optimizers import AdamWConfig, Muon, MuonConfig, orthogonalise
+from mobiler2l_ns.schedulers import CosineLR, CosineSchedulerConfig
+
+
+def with_singular_values(rows: int, columns: int, count: int = 3):
+    """Matrices with known singular vectors and values from 0.1 to 1."""
+    rank = min(rows, columns)
+    left, _ = torch.linalg.qr(torch.randn(count, rows, rank))
+    right, _ = torch.linalg.qr(torch.randn(count, columns, rank))
+    values = torch.linspace(0.1, 1, rank)
+    return left, right, left * values @ right.transpose(1, 2)
+
+
+@pytest.mark.parametrize("rows, columns", [(8, 8), (6, 20), (20, 6), (1, 5), (5, 1)])
+def test_orthogonalise_keeps_vectors_and_levels_values(rows, columns):
+    torch.manual_seed(0)
+    left, right, matrices = with_singular_values(rows, columns)
+    result = orthogonalise(matrices)
+    assert result.shape == matrices.shape
+    core = left.transpose(1, 2) @ result @ right  # diagonal, in the known singular vectors
+    values = core.diagonal(dim1=1, dim2=2)
+    assert 0.6 < values.min() and values.max() < 1.3
+    torch.testing.assert_close(core, torch.diag_embed(values), atol=1e-3, rtol=0)
+    torch.testing.assert_close(left @ core @ right.transpose(1, 2), result, atol=1e-3, rtol=0)
+
+
+def test_orthogonalise_by_hand():
+    """Five quintic steps on the 1 x 1 matrix [1]: x -> 3.4445 x - 4.775 x^3 + 2.0315 x^5."""
+    x = 1.0
+    for _ in range(5):
+        x = 3.4445 * x - 4.7750 * x**3 + 2.0315 * x**5
+    assert float(orthogonalise(torch.tensor([[[-7.0]]]))) == pytest.approx(-x, abs=1e-4)
+
+
+def test_orthogonalise_does_not_depend_on_the_scale_and_survives_zero():
+    matrices = torch.randn(2, 5, 7)
+    torch.testing.assert_close(orthogonalise(matrices * 1000), orthogonalise(matrices), atol=1e-4, rtol=0)
+    assert not orthogonalise(torch.zeros(1, 5, 7)).any()
+
+
+def one_step(weight: torch.Tensor, gradient: torch.Tensor, **options) -> torch.Tensor:
+    p = torch.nn.Parameter(weight.clone())
+    p.grad = gradient.clone()
+    Muon([p], **options).step()
+    return p.detach()
+
+
+@pytest.mark.parametrize("shape, factor", [((6, 6), 1.0), ((3, 12), 1.0), ((12, 3), 2.0)])
+def test_first_step_by_hand(shape, factor):
+    """Momentum only scales the first gradient: the step is lr times its orthogonal factor, sqrt(12/3) more if tall."""
+    torch.manual_seed(0)
+    weight, gradient = torch.randn(shape), torch.randn(shape)
+    expected = weight - 0.1 * factor * orthogonalise(gradient[None])[0]
+    torch.testing.assert_close(one_step(weight, gradient, lr=0.1), expected, atol=1e-4, rtol=0)
+
+
+def test_second_step_follows_nesterov_momentum():
+    """With decay 0.9: m1 = 0.1 g1, m2 = 0.09 g1 + 0.1 g2, and the direction is 0.1 g2 + 0.9 m2."""
+    torch.manual_seed(0)
+    g1, g2 = torch.randn(4, 4), torch.randn(4, 4)
+    p = torch.nn.Parameter(torch.zeros(4, 4))
+    optimizer = Muon([p], lr=1.0, momentum=0.9)
+    p.grad = g1.clone()
+    optimizer.step()
+    first = p.detach().clone()
+    p.grad = g2.clone()
+    optimizer.step()
+    direction = 0.1 * g2 + 0.9 * (0.09 * g1 + 0.1 * g2)
+    torch.testing.assert_close(first - p, orthogonalise(direction[None])[0], atol=1e-3, rtol=0)
+
+
+def test_weight_decay_is_decoupled():
+    weight, gradient = torch.randn(4, 4), torch.randn(4, 4)
+    plain, decayed = one_step(weight, gradient, lr=0.1), one_step(weight, gradient, lr=0.1, weight_decay=0.5)
+    torch.testing.assert_close(plain - decayed, 0.05 * weight)  # lr * decay * weight
+
+
+def test_a_1x1_convolution_is_a_matrix_and_shapes_may_mix():
+    torch.manual_seed(0)
+    weights = [torch.randn(6, 4), torch.randn(6, 4), torch.randn(4, 6)]
+    gradients = [torch.randn_like(w) for w in weights]
+    apart = [one_step(w, g, lr=0.1) for w, g in zip(weights, gradients)]
+    together = [torch.nn.Parameter(w.clone()) for w in weights]
+    together[1] = torch.nn.Parameter(weights[1][:, :, None, None].clone())
+    unused = torch.nn.Parameter(torch.ones(2, 2))
+    for p, g in zip(together, gradients):
+        p.grad = g.view_as(p).clone()
+    Muon([*together, unused], lr=0.1).step()
+    for p, expected in zip(together, apart):
+        torch.testing.assert_close(p.detach().view_as(expected), expected, atol=1e-5, rtol=0)
+    assert (unused == 1).all()
+
+
+def test_channels_last_weights_take_the_same_step():
+    """The student's network keeps its weights channels-last."""
+    weight, gradient = torch.randn(6, 4, 3, 3), torch.randn(6, 4, 3, 3)
+    expected = one_step(weight, gradient, lr=0.1)
+    last = torch.nn.Parameter(weight.clone().to(memory_format=torch.channels_last))
+    last.grad = gradient.clone().to(memory_format=torch.channels_last)
+    Muon([last], lr=0.1).step()
+    torch.testing.assert_close(last.detach().contiguous(), expected, atol=1e-5, rtol=0)
+
+
+def test_muon_lowers_a_quadratic():
+    torch.manual_seed(0)
+    target, p = torch.randn(8, 8), torch.nn.Parameter(torch.zeros(8, 8))
+    optimizer = Muon([p], lr=0.05)
+    losses = []
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = (p - target).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.02 * losses[0]
+
+
+def test_configs_build_their_optimizers():
+    p = torch.nn.Parameter(torch.ones(2, 2))
+    muon = MuonConfig(lr=0.3, momentum=0.8, weight_decay=0.1).setup([p])
+    assert isinstance(muon, Muon) and muon.defaults == {"lr": 0.3, "momentum": 0.8, "weight_decay": 0.1}
+    adamw = AdamWConfig(lr=0.2, weight_decay=0.4).setup([p])
+    assert type(adamw) is torch.optim.AdamW
+    assert (adamw.defaults["lr"], adamw.defaults["weight_decay"]) == (0.2, 0.4)
+
+
+# -- the schedule ---------------------------------------------------------------------------------------------------
+
+
+def make_schedule(lr=2.0, **options):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=lr)
+    config = CosineSchedulerConfig(**{"warmup_steps": 4, "final_ratio": 0.1, **options})
+    return optimizer, config.setup().get_scheduler(optimizer, lr)
+
+
+def test_cosine_by_hand():
+    """Warm-up 1/4, 2/4, 3/4, 1; then 0.1 + 0.9 (1 + cos(pi p)) / 2 with p = 0 at step 4 and 1 at step 12."""
+    _, schedule = make_schedule(max_steps=12)
+    expected = {0: 0.25, 1: 0.5, 3: 1.0, 4: 1.0, 6: 0.1 + 0.45 * (1 + 0.5**0.5), 8: 0.55, 12: 0.1, 50: 0.1}
+    assert {step: schedule.factor(step) for step in expected} == pytest.approx(expected)
+
+
+def test_the_optimizer_follows():
+    optimizer, schedule = make_schedule(max_steps=12)
+    rates = []
+    for _ in range(13):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([2.0 * schedule.factor(step) for step in range(13)])
+    assert rates[0] == pytest.approx(0.5) and rates[12] == pytest.approx(0.2)
+
+
+def test_without_warm_up_the_full_rate_comes_first():
+    _, schedule = make_schedule(warmup_steps=0, max_steps=10)
+    assert schedule.factor(0) == 1 and schedule.factor(5) == pytest.approx(0.55)
+
+
+def test_an_open_end_is_set_once():
+    _, schedule = make_schedule()
+    assert schedule.factor(1000) == 1
+    schedule.end_at(12)
+    assert schedule.factor(8) == pytest.approx(0.55)
+    _, fixed = make_schedule(max_steps=12)
+    fixed.end_at(100)
+    assert fixed.max_steps == 12
+
+
+def test_state_is_plain_and_loads_with_weights_only(tmp_path):
+    optimizer, schedule = make_schedule(max_steps=12)
+    for _ in range(7):
+        optimizer.step()
+        schedule.step()
+    assert all(type(value) is float for value in schedule.get_last_lr())
+    torch.save({"schedulers": schedule.state_dict(), "optimizers": optimizer.state_dict()}, tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    resumed_optimizer, resumed = make_schedule(max_steps=12)
+    resumed_optimizer.load_state_dict(state["optimizers"])
+    resumed.load_state_dict(state["schedulers"])
+    for step in range(8, 11):
+        for o, s in ((optimizer, schedule), (resumed_optimizer, resumed)):
+            o.step()
+            s.step()
+        assert resumed_optimizer.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(2.0 * schedule.factor(step))
+
+
+def test_two_groups_do_not_share_a_schedule():
+    config = CosineSchedulerConfig(warmup_steps=0)
+    optimizers = [torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0) for _ in range(2)]
+    first, second = (config.setup().get_scheduler(o, 1.0) for o in optimizers)
+    assert isinstance(first, CosineLR)
+    first.end_at(5)
+    assert second.max_steps is None and config.max_steps is None

@@ -1,0 +1,185 @@
+"""Windows of pictures with the rays that belong to them, and a cache that outlives its process."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mobiler2l_ns.cameras import pinhole_cameras, student_rays
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.pool import FramePool, PhotoSet, cut_windows
+
+FOCAL, UPSCALE = 30.0, 4
+
+
+def coordinate_picture(height: int, width: int, mark: int = 0, corner=(0, 0)) -> torch.Tensor:
+    """Each pixel's colour is (row, column, mark) / 255, counted in the whole view."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([rows + corner[0], columns + corner[1], torch.full_like(rows, mark)], dim=-1) / 255
+
+
+def pose(mark: int) -> torch.Tensor:
+    """A camera at x = mark, turned by mark radians about y."""
+    angle = torch.tensor(float(mark))
+    c2w = torch.eye(4)[:3]
+    c2w[0, 0], c2w[0, 2], c2w[2, 0], c2w[2, 2] = angle.cos(), angle.sin(), -angle.sin(), angle.cos()
+    c2w[0, 3] = mark
+    return c2w
+
+
+def filled_pool(views: int, capacity: int = 3, tile=(16, 24), size=(16, 24), corners=None, **options) -> FramePool:
+    """A pool with views marked 0, 1, ..."""
+    pool = FramePool(capacity, tile, size, FOCAL, UPSCALE, **options)
+    for mark in range(views):
+        corner = corners[mark] if corners else (0, 0)
+        pool.add(coordinate_picture(*tile, mark, corner), pose(mark), corner)
+    return pool
+
+
+def marks(pool: FramePool) -> list:
+    return pool.images[: len(pool), 0, 0, 2].tolist()
+
+
+def assert_rays_hit_their_pixels(windows, size) -> None:
+    """Projects each ray into the camera its window is marked with: it must pass the centre of its cell's pixels."""
+    origins, directions = student_rays(windows.rays)
+    values = windows.pixels * 255
+    for b in range(len(values)):
+        mark = int(values[b, 0, 0, 2].round())
+        assert (values[b, ..., 2].round() == mark).all()
+        torch.testing.assert_close(origins[b], pose(mark)[:, 3].expand_as(origins[b]))
+        d = directions[b] @ pose(mark)[:, :3]
+        projected = torch.stack([size[0] / 2 - FOCAL * d[..., 1], size[1] / 2 + FOCAL * d[..., 0]], dim=-1)
+        hc, wc = d.shape[:2]
+        # The mean of the s x s pixel centres of a cell is its centre; a pixel's centre is its index + .5.
+        centres = values[b, ..., :2].view(hc, UPSCALE, wc, UPSCALE, 2).mean(dim=(1, 3)) + 0.5
+        torch.testing.assert_close(projected, centres, atol=1e-3, rtol=0)
+
+
+def test_windows_are_exact_pixels_at_any_place():
+    images = torch.randint(256, (3, 12, 17, 3), dtype=torch.uint8)
+    indices = torch.arange(3).repeat(100)
+    pixels, corner = cut_windows(images, indices, 5, 7)
+    for index, window, (top, left) in zip(indices, pixels, corner.tolist()):
+        assert torch.equal(window, images[index, top : top + 5, left : left + 7].float() / 255)
+    assert set(corner[:, 0].tolist()) == set(range(8)) and set(corner[:, 1].tolist()) == set(range(11))
+
+
+def test_a_new_view_takes_the_oldests_place():
+    pool = filled_pool(2)
+    assert (len(pool), marks(pool)) == (2, [0, 1])
+    pool = filled_pool(5)
+    assert (len(pool), pool.num_added, marks(pool)) == (3, 5, [3, 4, 2])
+    assert pool.c2w[:, 0, 3].tolist() == [3, 4, 2]
+
+
+def test_nbytes_by_hand():
+    # 3 views of 16 x 24 x 3 bytes, 12 floats and 2 longs each
+    assert filled_pool(0).nbytes == 3 * (16 * 24 * 3 + 12 * 4 + 2 * 8)
+
+
+def test_sampled_rays_belong_to_their_pixels():
+    pool = filled_pool(2)  # not full: the empty slot must not be drawn
+    windows = pool.sample(40, 2, 3)
+    assert windows.rays.shape == (40, 2, 3) and windows.pixels.shape == (40, 8, 12, 3)
+    assert_rays_hit_their_pixels(windows, (16, 24))
+    assert set((windows.pixels[:, 0, 0, 2] * 255).round().tolist()) == {0, 1}
+
+
+def test_tiles_keep_their_place_in_the_view():
+    corners = [(0, 0), (24, 5), (7, 40)]
+    pool = filled_pool(3, tile=(16, 16), size=(40, 56), corners=corners)
+    windows = pool.sample(40, 3, 2)
+    assert windows.pixels[..., 1].max() * 255 > 40
+    assert_rays_hit_their_pixels(windows, (40, 56))
+
+
+def test_photo_rays_belong_to_their_pixels():
+    images = torch.stack([(coordinate_picture(16, 24, mark) * 255).round().byte() for mark in range(3)])
+    cameras = pinhole_cameras(torch.stack([pose(mark) for mark in range(3)]), FOCAL, 16, 24)
+    photos = PhotoSet(images, cameras, UPSCALE)
+    assert (len(photos), photos.nbytes) == (3, 3 * 16 * 24 * 3)
+    windows = photos.sample(40, 4, 5)
+    assert windows.pixels.shape == (40, 16, 20, 3)
+    assert_rays_hit_their_pixels(windows, (16, 24))
+
+
+def test_a_cache_restores_the_pool(tmp_path):
+    corners = [(0, 0), (24, 5), (7, 40), (1, 2), (3, 4)]
+    options = {"tile": (16, 16), "size": (40, 56), "cache": tmp_path / "new" / "cache", "identity": "teacher A"}
+    written = filled_pool(5, corners=corners, **options)
+    restored = filled_pool(0, **options)
+    assert restored.num_added == 5
+    for name in ("images", "c2w", "corner"):
+        assert torch.equal(getattr(restored, name), getattr(written, name)), name
+    restored.add(coordinate_picture(16, 16, 9), pose(9))
+    assert marks(restored) == [3, 4, 9]  # 2 was the oldest
+
+
+def test_a_partly_filled_cache_goes_on_where_it_ended(tmp_path):
+    filled_pool(2, cache=tmp_path)
+    restored = filled_pool(0, cache=tmp_path)
+    assert marks(restored) == [0, 1]
+    restored.add(coordinate_picture(16, 24, 7), pose(7))
+    assert marks(restored) == [0, 1, 7]
+
+
+def test_a_view_that_a_kill_cut_short_is_replaced(tmp_path):
+    filled_pool(4, cache=tmp_path)  # slots 3, 1, 2
+    records = np.load(tmp_path / "records.npy", mmap_mode="r+")
+    frames = np.load(tmp_path / "frames.npy", mmap_mode="r+")
+    records[1], frames[1, 5:] = np.nan, 255  # killed while view 4 was written over view 1
+    records.flush(), frames.flush()
+    restored = filled_pool(0, cache=tmp_path)
+    assert marks(restored) == [3, 3, 2] and restored.num_added == 4
+    assert torch.equal(restored.images[1], restored.images[0]) and torch.equal(restored.c2w[1], pose(3))
+    restored.add(coordinate_picture(16, 24, 8), pose(8))
+    assert marks(restored) == [3, 8, 2]
+
+
+def test_an_empty_or_wholly_lost_cache_starts_anew(tmp_path):
+    filled_pool(2, cache=tmp_path)
+    np.load(tmp_path / "records.npy", mmap_mode="r+")[:] = np.nan
+    assert len(filled_pool(0, cache=tmp_path)) == 0
+
+
+def test_a_record_is_nan_while_its_picture_is_written(tmp_path, monkeypatch):
+    pool = filled_pool(3, cache=tmp_path)
+    frames, records = pool._cache
+    seen = []
+
+    class Watched:
+        def __setitem__(self, slot, value):
+            seen.append(np.load(tmp_path / "records.npy")[slot, -1])
+            frames[slot] = value
+
+        def flush(self):
+            frames.flush()
+
+    monkeypatch.setattr(pool, "_cache", (Watched(), records))
+    pool.add(coordinate_picture(16, 24, 3), pose(3))
+    assert np.isnan(seen).all() and len(seen) == 1
+    assert np.load(tmp_path / "records.npy")[0, -1] == 3
+
+
+@pytest.mark.parametrize("other", [{"identity": "teacher B"}, {"tile": (8, 8)}, {"capacity": 7}], ids=str)
+def test_a_cache_of_something_else_is_refused(tmp_path, other):
+    filled_pool(2, cache=tmp_path, identity="teacher A")
+    with pytest.raises(UserError, match="another teacher, size or capacity") as caught:
+        filled_pool(0, cache=tmp_path, **{"identity": "teacher A", **other})
+    assert str(tmp_path) in str(caught.value) and "--pipeline.datamanager.cache-dir" in str(caught.value)
+    assert marks(filled_pool(0, cache=tmp_path, identity="teacher A")) == [0, 1]  # and is left alone
+
+
+@pytest.mark.parametrize("damage", ["header", "frames", "file"])
+def test_a_damaged_cache_is_one_sentence(tmp_path, damage):
+    folder = tmp_path / "cache"
+    if damage == "file":
+        folder.write_text("not a folder")
+    else:
+        filled_pool(2, cache=folder)
+        (folder / ("pool.json" if damage == "header" else "frames.npy")).write_text(json.dumps({})[:1])
+    with pytest.raises(UserError, match="cannot be used") as caught:
+        filled_pool(0, cache=folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
