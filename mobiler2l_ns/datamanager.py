@@ -189,9 +189,13 @@ class DistillationDataManager(CaptureDataManager):
     # -- batches --------------------------------------------------------------------------------------------------
 
     def next_train(self, step: int) -> Tuple[RayBundle, Dict]:
-        """Rays (B, hc, wc) and ``batch["image"]`` (B, Hc, Wc, 3). In other commands than ns-train: nerfstudio's own."""
+        """Rays (B, hc, wc) and ``batch["image"]`` (B, Hc, Wc, 3), in ns-train.
+
+        Raises:
+            UserError: Another command (ns-export pointcloud, poisson) asks for single rays.
+        """
         if self.pool is None:
-            return super().next_train(step)
+            raise UserError("a light field renders whole pictures, not single rays: run this command on the teacher.")
         self.train_count += 1
         self._replenish()
         hc, wc = self._window()

@@ -145,8 +145,7 @@ class MobileR2LModel(Model):
             UserError: The rays are not a grid (some nerfstudio exports cast single rays).
         """
         if len(ray_bundle.shape) != 3:
-            raise UserError("a light field renders whole pictures, not single rays: use a command that renders cameras "
-                            "(ns-viewer, ns-eval, ns-render camera-path or interpolate).")  # fmt: skip
+            raise UserError("a light field renders whole pictures, not single rays: run this command on the teacher.")
         return {"rgb": self.render_rays(*student_rays(ray_bundle)).permute(0, 2, 3, 1)}
 
     @torch.no_grad()

@@ -191,9 +191,12 @@ def test_statistics(build):
     }  # fmt: skip
 
 
-def test_the_teacher_is_no_part_of_the_student(build, stub_teacher):
+def test_the_teacher_is_loaded_once_and_is_no_part_of_the_student(build, stub_teacher, monkeypatch):
+    loads = []
+    monkeypatch.setattr(module, "FrozenTeacher", lambda path, device: loads.append(path) or stub_teacher)
     datamanager = build()
-    assert datamanager.teacher is stub_teacher
+    datamanager.next_train(0)
+    assert datamanager.teacher is stub_teacher and len(loads) == 1
     assert not datamanager.state_dict() and not list(datamanager.parameters())
     datamanager.eval()
     assert stub_teacher.training

@@ -105,3 +105,14 @@ def test_axes_are_not_swapped():
     grid = OccupancyGrid.from_density(lambda p: 100.0 * (p[:, :1] > 0.5), BOX, 16)
     origins = torch.tensor([[0.8, 0, 3], [-0.8, 0, 3], [0, 0.8, 3]])
     assert grid.intersect(origins, torch.tensor([[0.0, 0, -1]]).expand(3, 3))[2].tolist() == [True, False, False]
+
+
+def test_a_full_grid_is_its_box():
+    """From z = 3 the box spans 2..4; cells next to the first or last occupied one add nothing."""
+    origin, direction = torch.tensor([[0.1, 0.1, 3.0]]), torch.tensor([[0.0, 0, -1]])
+    near, far, _ = OccupancyGrid(torch.ones(8, 8, 8, dtype=torch.bool), BOX).intersect(origin, direction)
+    assert (float(near), float(far)) == pytest.approx((2, 4))
+    occupied = torch.zeros(8, 8, 8, dtype=torch.bool)
+    occupied[4, 4, 2:5] = True  # cells of 0.25: z from -0.5 to 0.25, and x, y from 0 to 0.25
+    near, far, _ = OccupancyGrid(occupied, BOX).intersect(origin, direction)
+    assert (float(near), float(far)) == pytest.approx((2.75, 3.5))
