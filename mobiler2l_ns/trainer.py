@@ -8,6 +8,7 @@ from typing import Literal, Type
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils import comms
 
+from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.schedulers import CosineLR
 
 
@@ -30,6 +31,21 @@ class DistillationTrainer(Trainer):
         if test_mode == "val" and comms.is_main_process():
             # ns-train wrote config.yml before the teacher, its data parser and the kind of scene were known.
             self.config.save_config()
+
+    def _load_checkpoint(self) -> None:
+        """nerfstudio's, but a checkpoint that cannot be resumed ends with one sentence."""
+        source = self.config.load_dir or self.config.load_checkpoint
+        try:
+            super()._load_checkpoint()
+        except Exception as error:
+            # Missing and cut-short files, foreign files and other architectures fail in as many ways.
+            if source is None:
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()[:200]
+            raise UserError(
+                f"{source} cannot be resumed by {self.config.method_name} ({reason}): pass the nerfstudio_models folder "
+                "of a run of the same method with the same network options."
+            ) from error
 
     def save_checkpoint(self, step: int) -> None:
         """Writes beside the checkpoint folder and moves into it, so a kill never leaves half a file there."""

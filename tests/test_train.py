@@ -28,7 +28,7 @@ def installed_methods() -> dict:
     return found
 
 
-def two_steps(method: str, data: Path, outputs: Path, **datamanager) -> Path:
+def two_steps(method: str, data: Path, outputs: Path, load_dir=None, **datamanager) -> Path:
     """Trains a method for two steps on a CPU and returns the run's config.yml."""
     from nerfstudio.scripts.train import train_loop
 
@@ -44,7 +44,7 @@ def two_steps(method: str, data: Path, outputs: Path, **datamanager) -> Path:
         datamanager = {"pool_frames": 3, "initial_frames": 2, "windows_per_batch": 2, **datamanager}
     for name, value in datamanager.items():
         setattr(config.pipeline.datamanager, name, value)
-    config.set_timestamp()
+    config.load_dir = load_dir
     config.save_config()
     train_loop(0, 1, config)
     return config.get_base_dir() / "config.yml"
@@ -136,3 +136,9 @@ def test_no_teacher_for_the_data_says_how_to_train_one(capture, tmp_path):
 def test_size_not_divisible_names_the_cure(capture, outputs, teacher_run):
     with pytest.raises(UserError, match="--pipeline.datamanager.image-size 24 32"):
         two_steps("mobiler2l-small", capture, outputs, teacher=teacher_run, image_size=(30, 32))
+
+
+def test_resuming_another_architecture_names_the_folder(capture, outputs, teacher_run):
+    folder = two_steps("mobiler2l-small", capture, outputs, teacher=teacher_run).parent / "nerfstudio_models"
+    with pytest.raises(UserError, match="nerfstudio_models cannot be resumed by mobiler2l "):
+        two_steps("mobiler2l", capture, outputs, teacher=teacher_run, load_dir=folder)
