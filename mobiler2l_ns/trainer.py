@@ -41,7 +41,7 @@ class DistillationTrainer(Trainer):
             # Missing and cut-short files, foreign files and other architectures fail in as many ways.
             if source is None:
                 raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()[:200]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
             raise UserError(
                 f"{source} cannot be resumed by {self.config.method_name} ({reason}): pass the nerfstudio_models folder "
                 "of a run of the same method with the same network options."

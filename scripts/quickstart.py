@@ -62,7 +62,7 @@ class Quickstart:
         size = image_size(self.data, self.parser)
         if size is not None:
             student += ["--pipeline.datamanager.image-size", *map(str, size)]
-        self.train("student", ["mobiler2l-small", *common, *student, self.parser])
+        self.train("student", ["mobiler2l-small", *common, *student, *student_options(self.parser), self.parser])
         self.export()
         self.finish()
 
@@ -167,6 +167,15 @@ def teacher_options(parser: str) -> List[str]:
     if parser == "blender-data":
         return []
     return ["--pipeline.model.num-proposal-samples-per-ray", "64", "--pipeline.model.num-nerf-samples-per-ray", "24"]
+
+
+def student_options(parser: str) -> List[str]:
+    """A capture fills the whole picture and its teacher is slower: more of the time for it, more and smaller tiles."""
+    if parser == "blender-data":
+        return []
+    dataman = "--pipeline.datamanager."
+    options = [f"{dataman}teacher-share", "0.5", f"{dataman}tile-cells", "10", f"{dataman}pool-frames", "2000"]
+    return [*options, f"{dataman}photo-share", "0.3", "--max-num-iterations", "3000"]
 
 
 def summary(report: Dict, scene: str) -> Table:
