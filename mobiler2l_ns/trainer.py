@@ -43,8 +43,8 @@ class DistillationTrainer(Trainer):
                 raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
             raise UserError(
-                f"{source} cannot be resumed by {self.config.method_name} ({reason}): pass the nerfstudio_models folder "
-                "of a run of the same method with the same network options."
+                f"{source} cannot be resumed by {self.config.method_name} ({reason}): pass the nerfstudio_models "
+                "folder of a run of the same method with the same network options."
             ) from error
 
     def save_checkpoint(self, step: int) -> None:
