@@ -48,7 +48,7 @@ def published_adamw() -> dict:
     """AdamW 5e-4 with a short warm-up, as MobileR2L was trained."""
     group = {
         "optimizer": AdamWConfig(lr=5e-4, weight_decay=1e-2),
-        "scheduler": CosineSchedulerConfig(200, final_ratio=0.1),
+        "scheduler": CosineSchedulerConfig(warmup_steps=200, final_ratio=0.1),
     }
     return {"matrices": group, "others": group}
 

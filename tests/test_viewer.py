@@ -53,7 +53,7 @@ def wait_for_picture(page: Page) -> np.ndarray:
     deadline = time.time() + 60
     while time.time() < deadline:
         picture = middle(page.screenshot())
-        if len(np.unique(picture.reshape(-1, 3), axis=0)) > 500:
+        if len(np.unique(picture.reshape(-1, 3), axis=0)) > 100:
             return picture
         time.sleep(1)
     raise AssertionError("no render arrived in the browser within a minute")
