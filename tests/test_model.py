@@ -1,0 +1,116 @@
+"""The student as a nerfstudio model: cameras of every kind, zooming, cropping, parameter groups."""
+
+import pytest
+import torch
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.scene_box import OrientedBox, SceneBox
+from nerfstudio.model_components.renderers import background_color_override_context
+
+from mobiler2l_ns.cameras import pinhole_cameras, student_rays, student_view
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.model import MobileR2LModelConfig
+from mobiler2l_ns.network import NetworkConfig
+from mobiler2l_ns.poses import look_at
+
+CAMERA = {"height": 32, "width": 48, "focal": 60.0, "near": 3.0, "far": 5.0}
+ORBIT = {"focus": torch.zeros(3), "focus_depths": [3.8, 4.2]}
+
+
+def make_model(**metadata):
+    """A small random student for 48 x 32 pixels."""
+    torch.manual_seed(0)
+    config = MobileR2LModelConfig(network=NetworkConfig(depth=4, width=8, sr_widths=(8, 8, 4)))
+    box = SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3]))
+    return config.setup(scene_box=box, num_train_data=1, metadata={"student_camera": {**CAMERA, **metadata}}).eval()
+
+
+def camera_at(distance: float, focal: float = 60.0, height: int = 32, width: int = 48):
+    """A camera that looks at the origin from a distance."""
+    position = torch.tensor([[0.6, 0.0, 0.8]]) * distance
+    c2w = look_at(position, torch.zeros(1, 3), torch.tensor([0.0, 0.0, 1.0]))
+    return pinhole_cameras(c2w, focal, height, width)
+
+
+@pytest.mark.parametrize("size", [(32, 48), (30, 53), (288, 511)])
+def test_outputs_have_the_cameras_size(size):
+    outputs = make_model().get_outputs_for_camera(camera_at(4.0, height=size[0], width=size[1]))
+    assert outputs["rgb"].shape == (*size, 3)
+    assert outputs["depth"].shape == outputs["accumulation"].shape == (*size, 1)
+    assert outputs["rgb"].min() >= 0 and outputs["rgb"].max() <= 1
+
+
+def test_the_trained_camera_is_rendered_without_resampling():
+    model, camera = make_model(**ORBIT), camera_at(4.0)
+    rays = student_rays(student_view(camera, 60.0, 8).rays)
+    with torch.no_grad():
+        direct = model.render_rays(*rays)[0].permute(1, 2, 0)
+    assert torch.equal(model.get_outputs_for_camera(camera)["rgb"], direct)
+
+
+@pytest.mark.parametrize(
+    "distance, shift, magnification",
+    [(3.8, 0.0, 1.0), (4.0, 0.0, 1.0), (4.2, 0.0, 1.0), (1.9, -1.9, 0.5), (8.4, 4.2, 2.0)],
+)
+def test_zoom_by_hand(distance, shift, magnification):
+    # The focus lies `distance` in front of the camera; the shell's nearest and farthest camera have it at 3.8 and 4.2.
+    found = make_model(**ORBIT).zoom(camera_at(distance).camera_to_worlds[0])
+    assert float(found[0]) == pytest.approx(shift, abs=1e-5)
+    assert found[1] == pytest.approx(magnification, abs=1e-5)
+
+
+def test_zooming_in_keeps_the_points_where_they_were_trained():
+    model, near, shell = make_model(**ORBIT), camera_at(1.0), camera_at(3.8)
+    shift, _ = model.zoom(near.camera_to_worlds[0])
+    axis = -near.camera_to_worlds[0, :, 2]
+    moved = model.sampler.points(near.camera_to_worlds[0, :, 3], axis, model.sampler.depths + shift)
+    trained = model.sampler.points(shell.camera_to_worlds[0, :, 3], axis)
+    assert torch.allclose(moved, trained, atol=1e-5)
+
+
+def test_a_path_student_does_not_zoom():
+    shift, magnification = make_model().zoom(camera_at(1.0).camera_to_worlds[0])
+    assert float(shift) == 0 and magnification == 1
+
+
+def test_camera_and_focus_travel_with_the_weights():
+    model, other = make_model(**ORBIT), make_model(near=1.0, far=9.0, focal=10.0)
+    other.load_state_dict(model.state_dict())
+    assert other.size == (32, 48) and other.focal == pytest.approx(60.0)
+    assert other.focus_depths.tolist() == pytest.approx([3.8, 4.2])
+
+
+def test_crop_box_masks_what_misses_it():
+    model, camera = make_model(), camera_at(4.0)
+    box = OrientedBox.from_params((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.2, 0.2, 0.2))
+    with background_color_override_context(torch.tensor([1.0, 0.0, 0.0])):
+        outputs = model.get_outputs_for_camera(camera, obb_box=box)
+    # The box spans about 0.2 / 4 * 60 = 3 pixels around the middle of the picture.
+    assert outputs["accumulation"][16, 24] == 1 and outputs["accumulation"][2, 2] == 0
+    assert outputs["rgb"][2, 2].tolist() == [1.0, 0.0, 0.0]
+    assert 4 <= int(outputs["accumulation"].sum()) <= 40
+
+
+def test_parameter_groups_are_all_parameters_once():
+    model = make_model()
+    groups = model.get_param_groups()
+    grouped = [p for group in groups.values() for p in group]
+    assert len(grouped) == len({id(p) for p in grouped}) == len(list(model.network.parameters()))
+    assert all(p.ndim == 4 and p.shape[2:] == (1, 1) for p in groups["matrices"])
+
+
+def test_single_rays_are_refused_in_a_sentence():
+    rays = RayBundle(
+        torch.zeros(5, 3), torch.ones(5, 3), torch.ones(5, 1), metadata={"directions_norm": torch.ones(5, 1)}
+    )
+    with pytest.raises(UserError, match="whole pictures"):
+        make_model().get_outputs(rays)
+
+
+def test_loss_and_metric_by_hand():
+    model = make_model()
+    prediction, target = torch.full((1, 8, 8, 3), 0.6), torch.full((1, 8, 8, 3), 0.5)
+    # Mean squared error 0.1^2 = 0.01, which is 20 dB.
+    assert float(model.get_loss_dict({"rgb": prediction}, {"image": target})["rgb_loss"]) == pytest.approx(0.01)
+    assert float(model.get_metrics_dict({"rgb": prediction}, {"image": target})["psnr"]) == pytest.approx(
+        20.0, abs=1e-3
+    )
