@@ -5,6 +5,7 @@ new views from new poses, within a share of the training time, and each replaces
 sees a fixed set, and nothing has to be stored on disk.
 """
 
+import copy
 import json
 import time
 from dataclasses import dataclass, field
@@ -82,8 +83,9 @@ class DistillationDataManager(CaptureDataManager):
         self.size: Optional[Tuple[int, int]] = None  # (H, W) of the student's picture, known to ns-train only
         self.teacher_seconds = 0.0
         self.started: Optional[float] = None
+        self.teacher_is_of_other_data = False
         if test_mode == "val":
-            self._adopt_teacher(config)
+            self.teacher_is_of_other_data = self._adopt_teacher(config)
         super().__init__(config, *args, test_mode=test_mode, **kwargs)
 
     @cached_property
@@ -99,14 +101,21 @@ class DistillationDataManager(CaptureDataManager):
 
     # -- set-up ---------------------------------------------------------------------------------------------------
 
-    def _adopt_teacher(self, config: DistillationDataManagerConfig) -> None:
-        """Finds the teacher and takes over its data parser, so that both live in one world."""
+    def _adopt_teacher(self, config: DistillationDataManagerConfig) -> bool:
+        """Finds the teacher and takes over its data parser, so that both live in one world.
+
+        Returns:
+            Whether the teacher was trained on another folder.
+        """
         data = Path(config.data if config.data is not None else config.dataparser.data)
         config.teacher = resolve_teacher(config.teacher, data, config.teacher_search_dir).resolve()
-        parser = read_config(config.teacher).pipeline.datamanager.dataparser
+        teacher = read_config(config.teacher)
+        parser = teacher.pipeline.datamanager.dataparser
+        teacher_data = teacher.pipeline.datamanager.data or teacher.data or parser.data
         if type(config.dataparser)() == _with_data(config.dataparser, type(config.dataparser)().data):
             # Nothing was said about parsing on the command line.
             config.dataparser = _with_data(parser, data)
+        return Path(teacher_data).resolve() != data.resolve()
 
     def setup_train(self) -> None:
         """Photos, pool and the student's camera; for other commands than ns-train only nerfstudio's pixel sampler."""
@@ -117,19 +126,18 @@ class DistillationDataManager(CaptureDataManager):
         upscale = self.config.upscale
         self.size = student_size(self.train_dataset, self.config.image_size, upscale)
         height, width = self.size
-        cameras, factor = fit_cameras(self.train_dataset.cameras, height, width)
-        focal = float(cameras.fx.median())
-        self._announce(focal)
+        focal = float(fit_cameras(self.train_dataset.cameras, height, width)[0].fx.median())
+        tile_cells = self.config.tile_cells or max(height, width)
+        tile = min(height, tile_cells * upscale), min(width, tile_cells * upscale)
+        self._announce(focal, tile)
+        if self.teacher_is_of_other_data:
+            self._check_same_scene()
         if self.config.photo_share > 0:
             self.photos = load_photos(self.train_dataset, height, width, upscale, self.device)
         near, far = self._near_far(focal)
         self.train_dataset.metadata["student_camera"] = {
             "height": height, "width": width, "focal": focal, "near": near, "far": far, **self._focus(),
         }  # fmt: skip
-        tile = (
-            min(height, (self.config.tile_cells or height) * upscale),
-            min(width, (self.config.tile_cells or width) * upscale),
-        )
         identity = f"{self.config.teacher} step {getattr(self.teacher, 'step', 0)} {height}x{width} focal {focal:.3f}"
         self.pool = FramePool(
             self.config.pool_frames, tile, self.size, focal, upscale, self.device, self.config.cache_dir, identity
@@ -145,6 +153,18 @@ class DistillationDataManager(CaptureDataManager):
             raise UserError(
                 f"{self.config.teacher} was trained in another world than {self.get_datapath()} (pose transform or "
                 "scale differ): pass a teacher of this capture, or leave the data parser's options as the teacher's."
+            )
+
+    def _check_same_scene(self) -> None:
+        """Compares small teacher views with photos; a teacher of another scene is worse than one flat colour."""
+        height, width = (max(8, round(48 * side / max(self.size))) for side in self.size)
+        photos = load_photos(self.train_dataset, height, width, 1, self.device, limit=4)
+        target = photos.images.float() / 255
+        views = torch.stack([self.teacher.render(photos.cameras[i : i + 1]) for i in range(len(photos))]).to(target)
+        if (views - target).square().mean() > (target - target.mean(dim=(0, 1, 2))).square().mean():
+            raise UserError(
+                f"{self.config.teacher} shows another scene than the photos in {self.get_datapath()}: pass a teacher "
+                "of this capture with --pipeline.datamanager.teacher."
             )
 
     def _near_far(self, focal: float) -> Tuple[float, float]:
@@ -170,14 +190,8 @@ class DistillationDataManager(CaptureDataManager):
         depths = ((self.pose_sampler.centre - c2w[:, :, 3]) * -c2w[:, :, 2]).sum(-1)
         return {"focus": self.pose_sampler.centre, "focus_depths": [float(depths.min()), float(depths.max())]}
 
-    def _announce(self, focal: float) -> None:
-        height, width = self.size
-        cells = self.config.tile_cells
-        tile_h, tile_w = (
-            (height, width)
-            if cells is None
-            else (min(height, cells * self.config.upscale), min(width, cells * self.config.upscale))
-        )
+    def _announce(self, focal: float, tile: Tuple[int, int]) -> None:
+        (height, width), (tile_h, tile_w) = self.size, tile
         pool = self.config.pool_frames * tile_h * tile_w * 3
         photos = len(self.train_dataset) * height * width * 3 if self.config.photo_share > 0 else 0
         where = f"also kept in {self.config.cache_dir}" if self.config.cache_dir else "nothing is written to disk"
@@ -327,8 +341,7 @@ def join_bundles(bundles: List[RayBundle]) -> RayBundle:
 
 
 def _with_data(parser, data: Path):
-    import copy
-
+    """A copy of a data parser's config for another folder."""
     parser = copy.deepcopy(parser)
     parser.data = data
     return parser

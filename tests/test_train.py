@@ -2,12 +2,14 @@
 
 import copy
 import json
+import shutil
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 import torch
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+from PIL import Image
 
 from mobiler2l_ns.checkpoints import checkpoint_steps, load_model, read_config
 from mobiler2l_ns.errors import UserError
@@ -142,3 +144,43 @@ def test_resuming_another_architecture_names_the_folder(capture, outputs, teache
     folder = two_steps("mobiler2l-small", capture, outputs, teacher=teacher_run).parent / "nerfstudio_models"
     with pytest.raises(UserError, match="nerfstudio_models cannot be resumed by mobiler2l "):
         two_steps("mobiler2l", capture, outputs, teacher=teacher_run, load_dir=folder)
+
+
+def test_teacher_of_another_scene_is_refused(capture, outputs, teacher_run, tmp_path):
+    """The same poses and scale, but other photos: only looking at the pictures can tell."""
+    other = tmp_path / "other"
+    shutil.copytree(capture, other)
+    for path in other.glob("train/*.png"):
+        # Photos of a scene that is dark where the teacher's is white.
+        Image.new("RGBA", (32, 32), (0, 0, 0, 255)).save(path)
+        with Image.open(path) as image:
+            image.paste((40, 0, 0, 255), (0, 0, 16, 32))
+            image.save(path)
+    with pytest.raises(UserError, match="shows another scene than the photos in .*other"):
+        two_steps("mobiler2l-small", other, outputs, teacher=teacher_run)
+
+
+def test_a_capture_that_was_moved_keeps_its_teacher(capture, outputs, teacher_run, tmp_path, monkeypatch):
+    moved = tmp_path / "moved"
+    shutil.copytree(capture, moved)
+    photos = {}
+
+    def render_as_the_photos_are(self, camera):
+        # Two steps do not make a teacher: let it show the photo that belongs to the pose.
+        key = tuple(camera.camera_to_worlds.flatten().tolist())
+        return photos.get(key, torch.zeros(int(camera.height), int(camera.width), 3))
+
+    from mobiler2l_ns import datamanager
+
+    load = datamanager.load_photos
+
+    def remember(*arguments, **options):
+        found = load(*arguments, **options)
+        for i in range(len(found)):
+            key = tuple(found.cameras.camera_to_worlds[i].flatten().tolist())
+            photos[key] = found.images[i].float() / 255
+        return found
+
+    monkeypatch.setattr(datamanager, "load_photos", remember)
+    monkeypatch.setattr(datamanager.FrozenTeacher, "render", render_as_the_photos_are)
+    assert two_steps("mobiler2l-small", moved, outputs, teacher=teacher_run).is_file()
