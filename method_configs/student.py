@@ -36,10 +36,10 @@ def data(**options) -> DistillationDataManagerConfig:
 
 
 def muon(matrix_lr: float, other_lr: float) -> dict:
-    """Muon on the residual blocks, AdamW on the rest, both on a cosine."""
-    schedule = CosineSchedulerConfig(warmup_steps=50, final_ratio=0.02)
+    """Muon on the convolutions' weights, AdamW on the rest, both on a cosine."""
+    schedule = CosineSchedulerConfig(warmup_steps=20, final_ratio=0.02)
     return {
-        "matrices": {"optimizer": MuonConfig(lr=matrix_lr), "scheduler": schedule},
+        "matrices": {"optimizer": MuonConfig(lr=matrix_lr, momentum=0.9), "scheduler": schedule},
         "others": {"optimizer": AdamWConfig(lr=other_lr), "scheduler": schedule},
     }
 
@@ -58,10 +58,9 @@ mobiler2l = MethodSpecification(
         "mobiler2l",
         MobileR2LModelConfig(),
         data(pool_frames=1000, initial_frames=100, window_cells=10, windows_per_batch=100),
-        muon(2e-2, 1e-3),
+        muon(4e-2, 3e-3),
         max_num_iterations=30000,
         steps_per_save=2000,
-        mixed_precision=True,
         vis="viewer+tensorboard",
     ),
     description="A neural light field for phones (MobileR2L, D60 W256), distilled from a nerfstudio run.",
@@ -79,7 +78,7 @@ mobiler2l_small = MethodSpecification(
             window_cells=8,
             windows_per_batch=25,
         ),
-        muon(2e-2, 1e-3),
+        muon(4e-2, 3e-3),
         max_num_iterations=2500,
         steps_per_save=500,
         vis="tensorboard",

@@ -6,7 +6,6 @@ sees a fixed set, and nothing has to be stored on disk.
 """
 
 import copy
-import json
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,8 +16,6 @@ import torch
 import tyro
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datasets.base_dataset import InputDataset
-from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
-from nerfstudio.utils import comms
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import track
 from torch import Tensor
@@ -66,6 +63,8 @@ class DistillationDataManagerConfig(CaptureDataManagerConfig):
     """Also keep the pool in this folder, so that an interrupted run need not render it again."""
     upscale: tyro.conf.Suppress[int] = 8
     """Pixels a ray-grid cell; set by the pipeline from the network's shape."""
+    validation_photos: tyro.conf.Suppress[int] = 0
+    """Training photos held out to score the student on; set by the pipeline from the options of fine-tuning."""
 
 
 class DistillationDataManager(CaptureDataManager):
@@ -79,7 +78,9 @@ class DistillationDataManager(CaptureDataManager):
     def __init__(self, config: DistillationDataManagerConfig, *args, test_mode="val", **kwargs):
         self.pool: Optional[FramePool] = None
         self.photos: Optional[PhotoSet] = None
+        self.validation: Optional[PhotoSet] = None
         self.eval_photos: Optional[PhotoSet] = None
+        self.photo_share = config.photo_share
         self.size: Optional[Tuple[int, int]] = None  # (H, W) of the student's picture, known to ns-train only
         self.teacher_seconds = 0.0
         self.started: Optional[float] = None
@@ -132,8 +133,10 @@ class DistillationDataManager(CaptureDataManager):
         self._announce(focal, tile)
         if self.teacher_is_of_other_data:
             self._check_same_scene()
-        if self.config.photo_share > 0:
+        if self.config.photo_share > 0 or self.config.validation_photos:
             self.photos = load_photos(self.train_dataset, height, width, upscale, self.device)
+            if 0 < self.config.validation_photos < len(self.photos):
+                self.photos, self.validation = self.photos.hold_out(self.config.validation_photos)
         near, far = self._near_far(focal)
         self.train_dataset.metadata["student_camera"] = {
             "height": height, "width": width, "focal": focal, "near": near, "far": far, **self._focus(),
@@ -214,7 +217,7 @@ class DistillationDataManager(CaptureDataManager):
         self._replenish()
         hc, wc = self._window()
         count = self.config.windows_per_batch
-        num_photos = round(count * self.config.photo_share) if self.photos is not None else 0
+        num_photos = round(count * self.photo_share) if self.photos is not None else 0
         parts = []
         if num_photos < count:
             parts.append(self.pool.sample(count - num_photos, hc, wc))
@@ -237,9 +240,13 @@ class DistillationDataManager(CaptureDataManager):
         side = self.config.window_cells
         return (grid[0], grid[1]) if side is None else (min(side, grid[0]), min(side, grid[1]))
 
+    def set_photo_share(self, share: float) -> None:
+        """Changes the share of each batch that comes from the photos; at 1 the teacher is not asked any more."""
+        self.photo_share = share
+
     def _replenish(self) -> None:
         """Fills the pool before the first step; later renders new views while the teacher is within its share."""
-        if self.config.photo_share >= 1:
+        if self.photo_share >= 1:
             return
         if self.started is None:
             missing = min(self.config.initial_frames, self.config.pool_frames) - len(self.pool)
@@ -283,16 +290,6 @@ class DistillationDataManager(CaptureDataManager):
             "teacher_seconds": round(self.teacher_seconds, 2),
             "share_of_training_time": round(self.teacher_seconds / elapsed, 4) if elapsed else 0.0,
         }
-
-    def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> List[TrainingCallback]:
-        """Leaves the pool's statistics in the run's folder when training ends."""
-
-        def save_statistics(step: int) -> None:
-            if comms.is_main_process() and self.pool is not None:
-                path = attributes.trainer.base_dir / "distillation.json"
-                path.write_text(json.dumps({"steps": step + 1, "pool": self.statistics()}, indent=2))
-
-        return [TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], save_statistics)]
 
 
 def student_size(dataset: InputDataset, image_size: Optional[Tuple[int, int]], upscale: int) -> Tuple[int, int]:

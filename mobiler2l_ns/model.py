@@ -3,8 +3,9 @@
 B: batch; h, w: ray grid; s: upscale factor.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional, Tuple, Type
+from typing import Dict, List, Literal, Optional, Tuple, Type
 
 import torch
 from jaxtyping import Float
@@ -22,7 +23,7 @@ from mobiler2l_ns.datamanager import on_white
 from mobiler2l_ns.embedder import Embedder, to_network_input
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.losses import rgb_loss
-from mobiler2l_ns.metrics import image_metrics, psnr
+from mobiler2l_ns.metrics import image_metrics
 from mobiler2l_ns.network import MobileR2LNetwork, NetworkConfig, check_network
 from mobiler2l_ns.sampler import Sampler
 
@@ -40,6 +41,9 @@ class MobileR2LModelConfig(ModelConfig):
     """L: octaves of the positional code."""
     jitter_points: bool = False
     """Move the points at random along their rays while training, as published."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the network while it trains; auto: bf16 where the device computes in it. Weights, evaluation and
+    the exported files are always fp32."""
     export_when_done: bool = True
     """Write the ONNX files to RUN/onnx when training ends."""
     enable_collider: bool = False
@@ -92,10 +96,11 @@ class MobileR2LModel(Model):
         return h * self.upscale, w * self.upscale
 
     def get_param_groups(self) -> Dict[str, List[torch.nn.Parameter]]:
-        """``matrices``: weights of the residual blocks; ``others``: all else."""
-        matrices = [p for name, p in self.network.named_parameters() if is_block_matrix(name)]
-        others = [p for name, p in self.network.named_parameters() if not is_block_matrix(name)]
-        return {"matrices": matrices, "others": others}
+        """``matrices``: weights of all convolutions but the last; ``others``: all else."""
+        groups = {"matrices": [], "others": []}
+        for name, parameter in self.network.named_parameters():
+            groups["matrices" if is_matrix(name, parameter) else "others"].append(parameter)
+        return groups
 
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
@@ -122,7 +127,15 @@ class MobileR2LModel(Model):
             depths = self.sampler.jittered_depths(rays_d)
         points = self.sampler.points(rays_o, rays_d, depths)
         codes = self.embedder(points.reshape(b, 1, h * w, -1))
-        return self.network(to_network_input(codes, h, w).contiguous(memory_format=torch.channels_last))
+        grid = to_network_input(codes, h, w).contiguous(memory_format=torch.channels_last)
+        with self._arithmetic():
+            return self.network(grid).to(codes.dtype)
+
+    def _arithmetic(self):
+        precision = self.config.precision
+        if not self.training or precision == "fp32" or (precision == "auto" and not computes_in_bf16(self.device)):
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def zoom(self, c2w: Float[Tensor, "3 4"]) -> Tuple[Tensor, float]:
         """How a camera that is nearer or farther than those of an orbit is brought back to what was trained.
@@ -183,8 +196,9 @@ class MobileR2LModel(Model):
         return {"rgb_loss": rgb_loss(outputs["rgb"], batch["image"].to(self.device))}
 
     def get_metrics_dict(self, outputs, batch) -> Dict[str, Tensor]:
-        """PSNR of the batch."""
-        return {"psnr": torch.tensor(psnr(outputs["rgb"].detach(), batch["image"].to(self.device)))}
+        """PSNR of the batch, as a tensor: a Python number would make each step wait for the GPU."""
+        error = (outputs["rgb"].detach() - batch["image"].to(self.device)).square().mean()
+        return {"psnr": -10 * torch.log10(error)}
 
     def get_image_metrics_and_images(self, outputs, batch) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
         """Metrics against a photo, and photo | student | error (brighter is worse, x3)."""
@@ -193,6 +207,17 @@ class MobileR2LModel(Model):
         return image_metrics(outputs["rgb"], target), {"img": torch.cat([target, outputs["rgb"], error], dim=1)}
 
 
-def is_block_matrix(name: str) -> bool:
-    """Whether a parameter's name is a convolution weight inside a residual block."""
-    return name.endswith(("conv1.weight", "conv2.weight"))
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether a device has bf16 arithmetic of its own; emulating it would be slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+def is_matrix(name: str, parameter: torch.nn.Parameter) -> bool:
+    """Whether a parameter maps features to features: every convolution's weight but the last one's, whose three rows
+    are the colours."""
+    return parameter.ndim >= 2 and not name.startswith("tail.")

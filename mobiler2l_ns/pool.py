@@ -62,6 +62,15 @@ class PhotoSet:
         """Bytes that the photos take."""
         return self.images.numel()
 
+    def hold_out(self, count: int) -> Tuple["PhotoSet", "PhotoSet"]:
+        """Two sets: the photos without ``count`` evenly spaced ones, and those."""
+        held = torch.linspace(0, len(self) - 1, count + 2)[1:-1].round().long()
+        kept = torch.ones(len(self), dtype=torch.bool)
+        kept[held] = False
+        return tuple(
+            PhotoSet(self.images[index], self.cameras[index], self.upscale) for index in (kept.nonzero()[:, 0], held)
+        )
+
     def sample(self, count: int, hc: int, wc: int) -> Windows:
         """Windows of hc x wc cells from photos drawn at random."""
         indices = torch.randint(len(self.images), (count,), device=self.images.device)

@@ -95,7 +95,19 @@ def test_parameter_groups_are_all_parameters_once():
     groups = model.get_param_groups()
     grouped = [p for group in groups.values() for p in group]
     assert len(grouped) == len({id(p) for p in grouped}) == len(list(model.network.parameters()))
-    assert all(p.ndim == 4 and p.shape[2:] == (1, 1) for p in groups["matrices"])
+    # Muon would make the three rows of colours orthogonal, and biases are no matrices.
+    assert all(p.ndim == 4 for p in groups["matrices"])
+    assert [p.shape[0] for p in groups["others"] if p.ndim == 4] == [3]
+
+
+def test_bf16_is_for_training_only():
+    model, camera = make_model(), camera_at(4.0)
+    model.config.precision = "bf16"
+    seen = []
+    model.network.head[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    rays = student_view(camera, model.focal, model.upscale).rays
+    assert model.train()(rays)["rgb"].dtype == model.eval()(rays)["rgb"].dtype == torch.float32
+    assert seen == [torch.bfloat16, torch.float32]
 
 
 def test_single_rays_are_refused_in_a_sentence():

@@ -1,5 +1,7 @@
 """Muon and the cosine schedule, in numbers worked by hand."""
 
+import math
+
 import pytest
 import torch
 
@@ -169,6 +171,14 @@ def test_an_open_end_is_set_once():
     _, fixed = make_schedule(max_steps=12)
     fixed.end_at(100)
     assert fixed.max_steps == 12
+
+
+def test_fine_tuning_starts_a_second_cosine():
+    """0.5 of the rate at step 12, 0.5 * 0.55 half-way to step 20, 0.5 * 0.1 at its end."""
+    _, schedule = make_schedule()
+    schedule.tune(12, 20, 0.5)
+    expected = {8: 0.55, 11: 0.1 + 0.45 * (1 + math.cos(math.pi * 7 / 8)), 12: 0.5, 16: 0.275, 20: 0.05}
+    assert {step: schedule.factor(step) for step in expected} == pytest.approx(expected)
 
 
 def test_state_is_plain_and_loads_with_weights_only(tmp_path):

@@ -1,0 +1,95 @@
+"""Fine-tuning on the photos: it starts on time, keeps the better weights, and never makes a student worse."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mobiler2l_ns import datamanager as module
+from mobiler2l_ns.datamanager import DistillationDataManager
+from mobiler2l_ns.finetuning import FineTuning, FineTuningConfig
+from mobiler2l_ns.pool import PhotoSet
+from mobiler2l_ns.schedulers import CosineLR
+
+
+class Run:
+    """A run of 100 steps whose only weight counts the steps; the score of a weight is looked up in a table."""
+
+    def __init__(self, scores: dict, **options):
+        self.model = torch.nn.Linear(1, 1, bias=False)
+        self.shares = []
+        optimizer = torch.optim.SGD(self.model.parameters(), lr=1.0)
+        self.schedule = CosineLR(optimizer, 0, 0.1, None)
+        self.trainer = SimpleNamespace(
+            _start_step=0,
+            config=SimpleNamespace(max_num_iterations=100),
+            optimizers=SimpleNamespace(schedulers={"all": self.schedule}),
+            pipeline=SimpleNamespace(model=self.model),
+            stop_training=False,
+        )
+        config = FineTuningConfig(steps=20, validate_every=5, patience=2, lr_ratio=0.5, **options)
+        self.tuning = FineTuning(config, self.trainer, lambda: scores[self.weight], self.shares.append)
+
+    @property
+    def weight(self) -> int:
+        return round(float(self.model.weight))
+
+    def go(self) -> "Run":
+        before, after = self.tuning.callbacks()
+        for step in range(100):
+            if self.trainer.stop_training:
+                break
+            before.func(step)
+            self.model.weight.data.fill_(step + 1)
+            after.func(step)
+            self.steps = step + 1
+        return self
+
+
+def test_it_takes_the_end_of_the_run_and_its_own_rate():
+    run = Run({80: 20.0, 85: 21.0, 90: 22.0, 95: 23.0, 100: 24.0}).go()
+    assert run.steps == 100 and run.shares == [1.0] and run.weight == 100
+    assert run.tuning.statistics() == {"steps": 20, "best_step": 20, "psnr_before": 20.0, "psnr_after": 24.0}
+    assert run.schedule.factor(79) == pytest.approx(0.1, abs=1e-2) and run.schedule.factor(80) == 0.5
+
+
+def test_weights_from_before_come_back_where_photos_do_harm():
+    run = Run({80: 20.0, 85: 19.0, 90: 18.0}, photo_share=0.5).go()
+    # Two scores in a row (patience) were no better than the one before the first step.
+    assert run.steps == 90 and run.weight == 80 and run.shares == [0.5]
+    assert run.tuning.statistics()["psnr_after"] == 20.0
+
+
+def test_the_best_weights_in_between_are_kept():
+    run = Run({80: 20.0, 85: 22.0, 90: 21.0, 95: 21.5}).go()
+    assert run.steps == 95 and run.weight == 85
+    assert run.tuning.statistics()["best_step"] == 5
+
+
+def test_short_runs_keep_three_quarters_for_the_teacher():
+    assert FineTuningConfig(steps=500).steps_of(2500) == 500
+    assert FineTuningConfig(steps=500).steps_of(100) == 25
+    assert FineTuningConfig(steps=500).steps_of(2) == 0
+
+
+def test_held_out_photos_are_in_no_batch(student_config, stub_teacher, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "FrozenTeacher", lambda path, device: stub_teacher)
+    monkeypatch.setattr(DistillationDataManager, "_adopt_teacher", lambda self, config: False)
+    config = student_config.pipeline.datamanager
+    config.teacher, config.validation_photos, config.photo_share = tmp_path / "config.yml", 3, 1.0
+    config.windows_per_batch, config.window_cells = 64, None
+    manager = config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
+    assert (len(manager.photos), len(manager.validation)) == (5, 3)
+    rays, batch = manager.next_train(0)
+    trained = {tuple(origin) for origin in rays.origins[:, 0, 0].tolist()}
+    held_out = {tuple(origin) for origin in manager.validation.cameras.camera_to_worlds[:, :, 3].tolist()}
+    assert len(trained) == 5 and len(held_out) == 3 and not trained & held_out
+    assert stub_teacher.renders == 0
+
+
+def test_photos_are_split_evenly():
+    images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 8, 8, 3)
+    cameras = module.pinhole_cameras(torch.eye(4)[None, :3].repeat(10, 1, 1), 8.0, 8, 8)
+    rest, held_out = PhotoSet(images, cameras, 8).hold_out(2)
+    assert held_out.images[:, 0, 0, 0].tolist() == [3, 6]
+    assert rest.images[:, 0, 0, 0].tolist() == [0, 1, 2, 4, 5, 7, 8, 9]
