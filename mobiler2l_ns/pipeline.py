@@ -7,6 +7,7 @@ import torch
 from nerfstudio.models.base_model import Model
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from torch import nn
+from torch.cuda.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 
@@ -27,7 +28,7 @@ class DistillationPipeline(VanillaPipeline):
         test_mode: Literal["test", "val", "inference"] = "val",
         world_size: int = 1,
         local_rank: int = 0,
-        grad_scaler: Optional[torch.amp.GradScaler] = None,
+        grad_scaler: Optional[GradScaler] = None,
     ):
         config.datamanager.upscale = config.model.network.upscale
         # As if alone: VanillaPipeline can distribute CUDA models only.
