@@ -6,6 +6,7 @@ sees a fixed set, and nothing has to be stored on disk.
 """
 
 import copy
+import math
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +24,7 @@ from torch import Tensor
 from mobiler2l_ns.cameras import crop_camera, fit_cameras, fit_image, pinhole_cameras
 from mobiler2l_ns.capture import CaptureDataManager, CaptureDataManagerConfig
 from mobiler2l_ns.checkpoints import load_dataparser_transform, read_config
+from mobiler2l_ns.distributed import from_main, own_share
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.pool import FramePool, PhotoSet
 from mobiler2l_ns.poses import OrbitPoses, PoseKind, PoseSampler, fit_poses
@@ -46,9 +48,9 @@ class DistillationDataManagerConfig(CaptureDataManagerConfig):
     near_far: Optional[Tuple[float, float]] = None
     """z of the first and the last point on a ray, in world units; left out: tight around what the teacher shows."""
     pool_frames: int = 1000
-    """Teacher views kept in memory; the oldest makes room for a new one."""
+    """Teacher views kept in memory, over all processes; the oldest makes room for a new one."""
     initial_frames: int = 100
-    """Teacher views rendered before the first step."""
+    """Teacher views rendered before the first step, over all processes."""
     teacher_share: float = 0.15
     """Share of the training time in which the teacher renders new views. 0: only the initial views are used."""
     tile_cells: Optional[int] = None
@@ -56,11 +58,12 @@ class DistillationDataManagerConfig(CaptureDataManagerConfig):
     photo_share: float = 0.5
     """Share of each batch that comes from the real photos. 0: teacher only."""
     windows_per_batch: int = 64
-    """Picture windows in a batch."""
+    """Picture windows in a batch, over all processes, each of which takes as many."""
     window_cells: Optional[int] = 8
     """Side of a window in ray-grid cells; left out: whole pictures."""
     cache_dir: Optional[Path] = None
-    """Also keep the pool in this folder, so that an interrupted run need not render it again."""
+    """Also keep the pool in this folder, so that an interrupted run need not render it again; with several processes,
+    each in its own folder rank-N inside."""
     upscale: tyro.conf.Suppress[int] = 8
     """Pixels a ray-grid cell; set by the pipeline from the network's shape."""
     validation_photos: tyro.conf.Suppress[int] = 0
@@ -82,7 +85,7 @@ class DistillationDataManager(CaptureDataManager):
         self.eval_photos: Optional[PhotoSet] = None
         self.photo_share = config.photo_share
         self.size: Optional[Tuple[int, int]] = None  # (H, W) of the student's picture, known to ns-train only
-        self.teacher_seconds = 0.0
+        self.teacher_seconds, self.views_rendered = 0.0, 0
         self.started: Optional[float] = None
         self.teacher_is_of_other_data = False
         if test_mode == "val":
@@ -109,7 +112,7 @@ class DistillationDataManager(CaptureDataManager):
             Whether the teacher was trained on another folder.
         """
         data = Path(config.data if config.data is not None else config.dataparser.data)
-        config.teacher = resolve_teacher(config.teacher, data, config.teacher_search_dir).resolve()
+        config.teacher = from_main(lambda: resolve_teacher(config.teacher, data, config.teacher_search_dir).resolve())
         teacher = read_config(config.teacher)
         parser = teacher.pipeline.datamanager.dataparser
         teacher_data = teacher.pipeline.datamanager.data or teacher.data or parser.data
@@ -123,6 +126,7 @@ class DistillationDataManager(CaptureDataManager):
         self.train_pixel_sampler = self._get_pixel_sampler(self.train_dataset, self.config.train_num_rays_per_batch)
         if self.test_mode != "val":
             return
+        check_windows(self.config.windows_per_batch)
         self._check_same_world()
         upscale = self.config.upscale
         self.size = student_size(self.train_dataset, self.config.image_size, upscale)
@@ -130,21 +134,23 @@ class DistillationDataManager(CaptureDataManager):
         focal = float(fit_cameras(self.train_dataset.cameras, height, width)[0].fx.median())
         tile_cells = self.config.tile_cells or max(height, width)
         tile = min(height, tile_cells * upscale), min(width, tile_cells * upscale)
-        self._announce(focal, tile)
+        capacity = max(1, own_share(self.config.pool_frames))
+        self._announce(focal, tile, capacity)
         if self.teacher_is_of_other_data:
             self._check_same_scene()
         if self.config.photo_share > 0 or self.config.validation_photos:
             self.photos = load_photos(self.train_dataset, height, width, upscale, self.device)
             if 0 < self.config.validation_photos < len(self.photos):
                 self.photos, self.validation = self.photos.hold_out(self.config.validation_photos)
-        near, far = self._near_far(focal)
+        near, far = from_main(lambda: self._near_far(focal))
         self.train_dataset.metadata["student_camera"] = {
             "height": height, "width": width, "focal": focal, "near": near, "far": far, **self._focus(),
         }  # fmt: skip
         identity = f"{self.config.teacher} step {getattr(self.teacher, 'step', 0)} {height}x{width} focal {focal:.3f}"
-        self.pool = FramePool(
-            self.config.pool_frames, tile, self.size, focal, upscale, self.device, self.config.cache_dir, identity
-        )
+        cache = self.config.cache_dir
+        if cache is not None and comms.get_world_size() > 1:
+            cache = cache / f"rank-{comms.get_rank()}"
+        self.pool = FramePool(capacity, tile, self.size, focal, upscale, self.device, cache, identity)
 
     def _check_same_world(self) -> None:
         saved = load_dataparser_transform(self.config.teacher)
@@ -193,20 +199,23 @@ class DistillationDataManager(CaptureDataManager):
         depths = ((self.pose_sampler.centre - c2w[:, :, 3]) * -c2w[:, :, 2]).sum(-1)
         return {"focus": self.pose_sampler.centre, "focus_depths": [float(depths.min()), float(depths.max())]}
 
-    def _announce(self, focal: float, tile: Tuple[int, int]) -> None:
+    def _announce(self, focal: float, tile: Tuple[int, int], capacity: int) -> None:
+        if not comms.is_main_process():
+            return
         (height, width), (tile_h, tile_w) = self.size, tile
-        pool = self.config.pool_frames * tile_h * tile_w * 3
+        pool = capacity * tile_h * tile_w * 3
         photos = len(self.train_dataset) * height * width * 3 if self.config.photo_share > 0 else 0
         where = f"also kept in {self.config.cache_dir}" if self.config.cache_dir else "nothing is written to disk"
+        each = f" of each of {comms.get_world_size()} processes" if comms.get_world_size() > 1 else ""
         CONSOLE.print(
-            f"Student picture {width}x{height}, focal {focal:.1f}. Pool: {self.config.pool_frames} teacher views of "
-            f"{tile_w}x{tile_h} ({pool / 1e6:.1f} MB) + photos ({photos / 1e6:.1f} MB) in memory; {where}."
+            f"Student picture {width}x{height}, focal {focal:.1f}. Pool: {capacity} teacher views of "
+            f"{tile_w}x{tile_h} ({pool / 1e6:.1f} MB) + photos ({photos / 1e6:.1f} MB) in memory{each}; {where}."
         )
 
     # -- batches --------------------------------------------------------------------------------------------------
 
     def next_train(self, step: int) -> Tuple[RayBundle, Dict]:
-        """Rays (B, hc, wc) and ``batch["image"]`` (B, Hc, Wc, 3), in ns-train.
+        """Rays (B, hc, wc) and ``batch["image"]`` (B, Hc, Wc, 3), this process's part of the batch, in ns-train.
 
         Raises:
             UserError: Another command (ns-export pointcloud, poisson) asks for single rays.
@@ -216,8 +225,9 @@ class DistillationDataManager(CaptureDataManager):
         self.train_count += 1
         self._replenish()
         hc, wc = self._window()
-        count = self.config.windows_per_batch
-        num_photos = round(count * self.photo_share) if self.photos is not None else 0
+        total = self.config.windows_per_batch
+        count = own_share(total)
+        num_photos = own_share(round(total * self.photo_share)) if self.photos is not None else 0
         parts = []
         if num_photos < count:
             parts.append(self.pool.sample(count - num_photos, hc, wc))
@@ -232,7 +242,7 @@ class DistillationDataManager(CaptureDataManager):
         self.eval_count += 1
         if self.eval_photos is None:
             self.eval_photos = load_photos(self.eval_dataset, *self.size, self.config.upscale, self.device, limit=8)
-        windows = self.eval_photos.sample(self.config.windows_per_batch, *self._window())
+        windows = self.eval_photos.sample(own_share(self.config.windows_per_batch), *self._window())
         return windows.rays, {"image": windows.pixels}
 
     def _window(self) -> Tuple[int, int]:
@@ -249,12 +259,18 @@ class DistillationDataManager(CaptureDataManager):
         if self.photo_share >= 1:
             return
         if self.started is None:
-            missing = min(self.config.initial_frames, self.config.pool_frames) - len(self.pool)
+            missing = min(own_share(self.config.initial_frames), self.pool.capacity) - len(self.pool)
             for _ in track(range(max(1, missing)), "Teacher renders the first views", console=CONSOLE, transient=True):
                 self._render_frame()
             self.started = time.perf_counter() - self.teacher_seconds
-        while self.teacher_seconds < self.config.teacher_share * (time.perf_counter() - self.started):
-            self._render_frame()
+        if self.config.teacher_share > 0:
+            # Processes wait for each other in every step, so all render in the same ones, by the main one's clock.
+            for _ in range(from_main(self._views_due)):
+                self._render_frame()
+
+    def _views_due(self) -> int:
+        behind = self.config.teacher_share * (time.perf_counter() - self.started) - self.teacher_seconds
+        return math.ceil(behind / self.teacher_seconds * self.views_rendered) if behind > 0 else 0
 
     def _render_frame(self) -> None:
         start = time.perf_counter()
@@ -267,21 +283,22 @@ class DistillationDataManager(CaptureDataManager):
             image = self.teacher.render(crop_camera(camera, top, left, tile_h, tile_w))
         self.pool.add(image.to(self.pool.images.device), c2w[0], (top, left))
         self.teacher_seconds += time.perf_counter() - start
+        self.views_rendered += 1
 
     def get_train_rays_per_batch(self) -> int:
-        """Output pixels a step, which is what the viewer and ns-eval count too."""
+        """Output pixels a step and process, which is what the viewer and ns-eval count too."""
         if self.pool is None:
             return super().get_train_rays_per_batch()
         hc, wc = self._window()
-        return self.config.windows_per_batch * hc * wc * self.config.upscale**2
+        return own_share(self.config.windows_per_batch) * hc * wc * self.config.upscale**2
 
     # -- what was done --------------------------------------------------------------------------------------------
 
     def statistics(self) -> Dict[str, float]:
-        """Size and cost of the pool so far."""
+        """Size and cost of this process's pool so far."""
         elapsed = time.perf_counter() - self.started if self.started is not None else 0.0
         return {
-            "capacity": self.config.pool_frames,
+            "capacity": self.pool.capacity,
             "frames": self.pool.num_added,
             "frame_height": self.pool.tile[0],
             "frame_width": self.pool.tile[1],
@@ -290,6 +307,22 @@ class DistillationDataManager(CaptureDataManager):
             "teacher_seconds": round(self.teacher_seconds, 2),
             "share_of_training_time": round(self.teacher_seconds / elapsed, 4) if elapsed else 0.0,
         }
+
+
+def check_windows(windows_per_batch: int) -> None:
+    """Raises UserError where processes would take different numbers of windows: the mean over them would be skewed."""
+    size = comms.get_world_size()
+    if windows_per_batch % size:
+        raise UserError(
+            f"--pipeline.datamanager.windows-per-batch {windows_per_batch} cannot be divided among {size} processes: "
+            f"pass {size * (windows_per_batch // size + 1)}."
+        )
+
+
+def add_up(statistics: List[Dict[str, float]]) -> Dict[str, float]:
+    """Statistics of all processes as one: sizes and seconds are summed, the rest is the main process's."""
+    summed = ("capacity", "frames", "bytes", "teacher_seconds")
+    return {**statistics[0], **{name: round(sum(part[name] for part in statistics), 2) for name in summed}}
 
 
 def student_size(dataset: InputDataset, image_size: Optional[Tuple[int, int]], upscale: int) -> Tuple[int, int]:

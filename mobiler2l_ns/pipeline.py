@@ -1,13 +1,23 @@
-"""nerfstudio's pipeline, with fine-tuning on the photos; it also tells the datamanager what it must know."""
+"""nerfstudio's pipeline, with fine-tuning on the photos, and distributed on CPUs too.
+
+It also tells the datamanager what it must know of the model and of fine-tuning.
+"""
 
 import json
 from dataclasses import dataclass, field
-from typing import List, Optional, Type
+from typing import List, Literal, Optional, Type
 
+import torch
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
+from nerfstudio.models.base_model import Model
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils import comms
+from torch import nn
+from torch.cuda.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel as DDP
 
+from mobiler2l_ns.datamanager import add_up
+from mobiler2l_ns.distributed import from_main, gather
 from mobiler2l_ns.finetuning import FineTuning, FineTuningConfig
 from mobiler2l_ns.metrics import psnr
 
@@ -24,11 +34,23 @@ class DistillationPipelineConfig(VanillaPipelineConfig):
 class DistillationPipeline(VanillaPipeline):
     """VanillaPipeline of the student."""
 
-    def __init__(self, config: DistillationPipelineConfig, *args, **kwargs):
+    def __init__(
+        self,
+        config: DistillationPipelineConfig,
+        device: str,
+        test_mode: Literal["test", "val", "inference"] = "val",
+        world_size: int = 1,
+        local_rank: int = 0,
+        grad_scaler: Optional[GradScaler] = None,
+    ):
         config.datamanager.upscale = config.model.network.upscale
         config.datamanager.validation_photos = config.finetuning.validation_photos if config.finetuning.steps else 0
-        super().__init__(config, *args, **kwargs)
+        # As if alone: VanillaPipeline can distribute CUDA models only.
+        super().__init__(config, device, test_mode, world_size=1, local_rank=local_rank, grad_scaler=grad_scaler)
+        self.world_size = world_size
         self.finetuning: Optional[FineTuning] = None
+        if world_size > 1:
+            self._model = distribute(self._model, device)
 
     def validation_psnr(self) -> float:
         """PSNR in dB on the photos that are held out of the whole run."""
@@ -41,19 +63,35 @@ class DistillationPipeline(VanillaPipeline):
 
     def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> List[TrainingCallback]:
         """nerfstudio's, fine-tuning, and the run's record."""
-        trainer, callbacks = attributes.trainer, []
+        callbacks = []
         if self.datamanager.validation is not None:
             self.finetuning = FineTuning(
-                self.config.finetuning, trainer, self.validation_psnr, self.datamanager.set_photo_share
+                self.config.finetuning,
+                attributes.trainer,
+                lambda: from_main(self.validation_psnr),
+                self.datamanager.set_photo_share,
             )
             callbacks = self.finetuning.callbacks()
 
         def save_record(step: int) -> None:
+            pools = gather(self.datamanager.statistics())
             if comms.is_main_process():
-                record = {"steps": step + 1, "pool": self.datamanager.statistics()}
+                record = {"steps": step + 1, "processes": len(pools), "pool": add_up(pools)}
                 if self.finetuning is not None:
                     record["finetuning"] = self.finetuning.statistics()
-                (trainer.base_dir / "distillation.json").write_text(json.dumps(record, indent=2))
+                (attributes.trainer.base_dir / "distillation.json").write_text(json.dumps(record, indent=2))
 
+        # Before the model's own callbacks: the export reports what is recorded here.
         record = TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], save_record)
         return [*callbacks, record, *super().get_training_callbacks(attributes)]
+
+
+def distribute(model: Model, device: str) -> DDP:
+    """The model with rank 0's weights and buffers, and with gradients that are means over all processes.
+
+    On GPUs batch norm sees the whole batch; on CPUs, for which torch has none that does, each process's own part.
+    """
+    model.device_indicator_param.requires_grad_(False)  # nerfstudio's, never used: DDP would wait for its gradient
+    if torch.device(device).type != "cuda":
+        return DDP(model)
+    return DDP(nn.SyncBatchNorm.convert_sync_batchnorm(model), device_ids=[torch.device(device)])

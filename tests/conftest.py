@@ -81,14 +81,13 @@ def stub_teacher() -> StubTeacher:
     return StubTeacher()
 
 
-@pytest.fixture
-def student_config(capture, tmp_path):
-    """mobiler2l-small on the capture, shrunk to a 4 x 4 ray grid and a few thousand weights."""
+def tiny_student(capture: Path, folder: Path):
+    """mobiler2l-small on the capture, shrunk to a 4 x 4 ray grid and a few thousand weights; it writes to folder."""
     from mobiler2l_ns.method_configs import mobiler2l_small
     from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 
     config = copy.deepcopy(mobiler2l_small.config)
-    config.data, config.output_dir, config.vis, config.timestamp = capture, tmp_path / "outputs", "tensorboard", "run"
+    config.data, config.output_dir, config.vis, config.timestamp = capture, folder / "outputs", "tensorboard", "run"
     config.machine.device_type = "cpu"
     network = config.pipeline.model.network
     network.depth, network.width, network.sr_widths = 6, 16, (8, 8, 8)
@@ -97,3 +96,9 @@ def student_config(capture, tmp_path):
     datamanager.pool_frames, datamanager.initial_frames, datamanager.teacher_share = 4, 2, 0.0
     datamanager.windows_per_batch, datamanager.window_cells = 4, 2
     return config
+
+
+@pytest.fixture
+def student_config(capture, tmp_path):
+    """A tiny student of the capture, to be changed at will."""
+    return tiny_student(capture, tmp_path)

@@ -159,7 +159,7 @@ def test_without_a_share_only_the_first_views_are_rendered(build, stub_teacher):
 
 
 def test_the_teacher_renders_within_its_share_of_the_time(build, stub_teacher, monkeypatch):
-    """A clock that stands still but for 1 s a view: with a share of 0.3, n views need n / 0.3 s of training."""
+    """A clock that stands still but for 1 s a view, and 10 s a step."""
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     render = stub_teacher.render
@@ -170,11 +170,10 @@ def test_the_teacher_renders_within_its_share_of_the_time(build, stub_teacher, m
         datamanager.next_train(step)
         counts.append(datamanager.pool.num_added)
         now[0] += 10
-    # First 2 views count from the first batch: t = 2. Each view is rendered while n < 0.3 t, and adds 1 to t:
-    # t = 12: 2 < 3.6, 3 < 3.9, 4 < 4.2, 5 > 4.5. t = 25: 5 < 7.5, 6 < 7.8, 7 < 8.1, 8 < 8.4, 9 > 8.7.
-    # t = 39: 9 < 11.7, 10 < 12, 11 < 12.3, 12 < 12.6, 13 > 12.9.
-    assert counts == [2, 5, 9, 13]
-    assert len(datamanager.pool) == 4 and datamanager.statistics()["frames"] == 13
+    # First 2 views count from the first batch: t = 2. In each step n views fall short of 0.3 t; as many, rounded up,
+    # are rendered: t = 12: 3.6 - 2 -> 2, t = 24: 7.2 - 4 -> 4, t = 38: 11.4 - 8 -> 4.
+    assert counts == [2, 4, 8, 12]
+    assert len(datamanager.pool) == 4 and datamanager.statistics()["frames"] == 12
     poses = datamanager.pool.c2w
     assert torch.cdist(poses[:, :, 3], poses[:, :, 3]).fill_diagonal_(1).min() > 1e-3  # new poses each time
 
