@@ -2,9 +2,9 @@
 
 from mobiler2l_ns.checkpoints import allow_numpy_scalars
 
-from .student import mobiler2l, mobiler2l_paper, mobiler2l_small
+from .student import mobiler2l, mobiler2l_paper, mobiler2l_small, r2l
 from .teacher import mobiler2l_teacher, mobiler2l_teacher_small
 
-__all__ = ["mobiler2l", "mobiler2l_paper", "mobiler2l_small", "mobiler2l_teacher", "mobiler2l_teacher_small"]
+__all__ = ["mobiler2l", "mobiler2l_paper", "mobiler2l_small", "mobiler2l_teacher", "mobiler2l_teacher_small", "r2l"]
 
 allow_numpy_scalars()

@@ -57,6 +57,31 @@ def pinhole_cameras(c2w: Float[Tensor, "B 3 4"], focal: float, height: int, widt
     ).to(c2w.device)
 
 
+def pinhole_rays(
+    c2w: Float[Tensor, "B 3 4"], focal: float, height: int, width: int, coords: Float[Tensor, "B h w 2"]
+) -> RayBundle:
+    """What ``rays_at`` gives for ``pinhole_cameras``, but several times as fast: its general camera models cost most.
+
+    Args:
+        c2w: A pose for each grid.
+        focal: Focal length in pixels.
+        height: Height of the pictures; with the width, it places the principal point.
+        width: Width of the pictures.
+        coords: Pixel coordinates (y, x); pixel centres are at .5.
+
+    Returns:
+        A bundle of shape (B, h, w). ``pixel_area`` is a pixel's solid angle, which nerfstudio approximates.
+    """
+    pose = c2w[:, None, None]
+    x, y = (coords[..., 1:] - width / 2) / focal, (height / 2 - coords[..., :1]) / focal
+    directions = x * pose[..., 0] + y * pose[..., 1] - pose[..., 2]
+    norm = directions.norm(dim=-1, keepdim=True)
+    return RayBundle(
+        origins=pose[..., 3].expand_as(directions), directions=directions / norm, pixel_area=norm**-3 / focal**2,
+        metadata={"directions_norm": norm},
+    )  # fmt: skip
+
+
 def crop_camera(camera: Cameras, top: int, left: int, height: int, width: int) -> Cameras:
     """The camera (1,) that sees a height x width window of ``camera``'s image."""
     return Cameras(

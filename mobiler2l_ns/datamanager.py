@@ -15,6 +15,7 @@ from typing import Dict, List, Optional, Tuple, Type
 
 import torch
 import tyro
+from jaxtyping import Float
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.utils.rich_utils import CONSOLE
@@ -26,9 +27,12 @@ from mobiler2l_ns.capture import CaptureDataManager, CaptureDataManagerConfig
 from mobiler2l_ns.checkpoints import load_dataparser_transform, read_config
 from mobiler2l_ns.distributed import from_main, own_share
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.pool import FramePool, PhotoSet
+from mobiler2l_ns.hard_examples import HardWindows
+from mobiler2l_ns.pool import FramePool, PhotoSet, Windows
 from mobiler2l_ns.poses import OrbitPoses, PoseKind, PoseSampler, fit_poses
 from mobiler2l_ns.teacher import FrozenTeacher, Teacher, depth_range, resolve_teacher
+
+HARD_BATCHES = 20  # R2L keeps as many hard rays as 20 batches have rays
 
 
 @dataclass
@@ -57,6 +61,9 @@ class DistillationDataManagerConfig(CaptureDataManagerConfig):
     """Render square tiles of this many ray-grid cells a side instead of whole views: more poses for the same pixels."""
     photo_share: float = 0.5
     """Share of each batch that comes from the real photos. 0: teacher only."""
+    hard_share: float = 0.0
+    """Share of each batch drawn from the hardest windows of the last batches (R2L's hard rays), before photos and
+    teacher views divide the rest. 0: none are kept."""
     windows_per_batch: int = 64
     """Picture windows in a batch, over all processes, each of which takes as many."""
     window_cells: Optional[int] = 8
@@ -84,6 +91,8 @@ class DistillationDataManager(CaptureDataManager):
         self.validation: Optional[PhotoSet] = None
         self.eval_photos: Optional[PhotoSet] = None
         self.photo_share = config.photo_share
+        self.hard_windows: Optional[HardWindows] = None
+        self.last_batch: Optional[Tuple[Windows, int]] = None  # and how many of its windows were new, with hard_share
         self.size: Optional[Tuple[int, int]] = None  # (H, W) of the student's picture, known to ns-train only
         self.teacher_seconds, self.views_rendered = 0.0, 0
         self.started: Optional[float] = None
@@ -151,6 +160,7 @@ class DistillationDataManager(CaptureDataManager):
         if cache is not None and comms.get_world_size() > 1:
             cache = cache / f"rank-{comms.get_rank()}"
         self.pool = FramePool(capacity, tile, self.size, focal, upscale, self.device, cache, identity)
+        self.hard_windows = self._hard_windows()
 
     def _check_same_world(self) -> None:
         saved = load_dataparser_transform(self.config.teacher)
@@ -199,6 +209,13 @@ class DistillationDataManager(CaptureDataManager):
         depths = ((self.pose_sampler.centre - c2w[:, :, 3]) * -c2w[:, :, 2]).sum(-1)
         return {"focus": self.pose_sampler.centre, "focus_depths": [float(depths.min()), float(depths.max())]}
 
+    def _hard_windows(self) -> Optional[HardWindows]:
+        share, count = self.config.hard_share, own_share(self.config.windows_per_batch)
+        if not 0 <= share < 1:
+            raise UserError(f"--pipeline.datamanager.hard-share needs a number from 0 to below 1, not {share}.")
+        num_hard = int(share * count)
+        return HardWindows(num_hard, HARD_BATCHES * count) if num_hard else None
+
     def _announce(self, focal: float, tile: Tuple[int, int], capacity: int) -> None:
         if not comms.is_main_process():
             return
@@ -225,15 +242,29 @@ class DistillationDataManager(CaptureDataManager):
         self.train_count += 1
         self._replenish()
         hc, wc = self._window()
-        total = self.config.windows_per_batch
-        count = own_share(total)
-        num_photos = own_share(round(total * self.photo_share)) if self.photos is not None else 0
+        again = [self.hard_windows.draw()] if self.hard_windows else []
+        count = own_share(self.config.windows_per_batch) - sum(len(windows.pixels) for windows in again)
+        num_photos = round(count * self.photo_share) if self.photos is not None else 0
         parts = []
         if num_photos < count:
             parts.append(self.pool.sample(count - num_photos, hc, wc))
         if num_photos:
             parts.append(self.photos.sample(num_photos, hc, wc))
-        return join_bundles([p.rays for p in parts]), {"image": torch.cat([p.pixels for p in parts])}
+        parts += again
+        windows = Windows(join_bundles([p.rays for p in parts]), torch.cat([p.pixels for p in parts]))
+        if self.hard_windows is not None:
+            self.last_batch = windows, count
+        return windows.rays, {"image": windows.pixels}
+
+    def learn_from(self, errors: Float[Tensor, "B"]) -> None:
+        """Keeps the hardest new windows of the last batch; those drawn again do not enter twice.
+
+        Args:
+            errors: Mean squared error of each of the batch's windows; looked at only with a hard_share.
+        """
+        if self.hard_windows is not None:
+            windows, num_new = self.last_batch
+            self.hard_windows.add(windows, errors[:num_new])
 
     def next_eval(self, step: int) -> Tuple[RayBundle, Dict]:
         """Windows of held-out photos."""
@@ -302,7 +333,7 @@ class DistillationDataManager(CaptureDataManager):
             "frames": self.pool.num_added,
             "frame_height": self.pool.tile[0],
             "frame_width": self.pool.tile[1],
-            "bytes": self.pool.nbytes + (self.photos.nbytes if self.photos is not None else 0),
+            "bytes": sum(part.nbytes for part in (self.pool, self.photos, self.hard_windows) if part is not None),
             "photos": len(self.photos) if self.photos is not None else 0,
             "teacher_seconds": round(self.teacher_seconds, 2),
             "share_of_training_time": round(self.teacher_seconds / elapsed, 4) if elapsed else 0.0,

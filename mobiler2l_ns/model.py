@@ -27,6 +27,8 @@ from mobiler2l_ns.metrics import image_metrics
 from mobiler2l_ns.network import MobileR2LNetwork, NetworkConfig, check_network
 from mobiler2l_ns.sampler import Sampler
 
+MAX_RAYS = 1 << 16  # R2L's 1008 codes of as many rays take 0.26 GB
+
 
 @dataclass
 class MobileR2LModelConfig(ModelConfig):
@@ -122,6 +124,17 @@ class MobileR2LModel(Model):
         self, rays_o: Float[Tensor, "B h w 3"], rays_d: Float[Tensor, "B h w 3"], depths: Optional[Tensor] = None
     ) -> Float[Tensor, "B C H W"]:
         """The picture that belongs to a grid of rays (see cameras.py), at depths (K,) or the even ones."""
+        if self.upscale > 1:
+            return self._render_grid(rays_o, rays_d, depths)
+        # Rays that no super-resolution mixes fit in any grid. One column is faster than a batch of single cells, and a
+        # picture of 800 x 800 rays, too large for one pass, may be cut anywhere.
+        b, h, w, _ = rays_d.shape
+        limit = b * h * w if self.training else MAX_RAYS
+        parts = zip(rays_o.reshape(1, -1, 1, 3).split(limit, dim=1), rays_d.reshape(1, -1, 1, 3).split(limit, dim=1))
+        column = torch.cat([self._render_grid(*part, depths) for part in parts], dim=2)
+        return column.reshape(-1, b, h, w).transpose(0, 1)
+
+    def _render_grid(self, rays_o: Tensor, rays_d: Tensor, depths: Optional[Tensor]) -> Tensor:
         b, h, w, _ = rays_d.shape
         if self.training and self.config.jitter_points:
             depths = self.sampler.jittered_depths(rays_d)

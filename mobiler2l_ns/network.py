@@ -1,7 +1,8 @@
 """The light field: residual 1x1 convolutions, then transposed ones for super-resolution. Exported; torch only.
 
 Cao et al., "Real-Time Neural Light Field on Mobile Devices" (CVPR 2023), Sec. 3.1 and Fig. 2. D counts the layers of
-head and body: D = 60 is a head and 29 blocks of two convolutions (plus the output layer), W their width.
+head and body: D = 60 is a head and 29 blocks of two convolutions (plus the output layer), W their width. Without
+super-resolution stages it is R2L's residual MLP (Wang et al., ECCV 2022): a 1x1 convolution is a linear layer a ray.
 """
 
 import math
@@ -25,7 +26,7 @@ class NetworkConfig:
     sr_widths: Tuple[int, ...] = (64, 64, 16)
     """Channels of each super-resolution stage."""
     sr_strides: Tuple[int, ...] = (2, 2, 2)
-    """Upscaling of each stage, 2 or 3 each: 2 2 2 is x8, 2 2 3 is x12."""
+    """Upscaling of each stage, 2 or 3 each: 2 2 2 is x8, 2 2 3 is x12; no stage is x1, a ray for each pixel."""
     sr_blocks: int = 2
     """Residual blocks after each upscaling."""
     activation: Literal["gelu", "relu"] = "gelu"
@@ -113,7 +114,7 @@ def check_network(config: NetworkConfig) -> None:
         )
     if len(config.sr_widths) != len(config.sr_strides):
         raise ValueError("network.sr_widths and network.sr_strides need one number a stage each")
-    if not config.sr_strides or any(stride not in (2, 3) for stride in config.sr_strides):
+    if any(stride not in (2, 3) for stride in config.sr_strides):
         raise ValueError(f"network.sr_strides may hold 2 and 3 only, not {config.sr_strides}")
 
 

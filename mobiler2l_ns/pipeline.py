@@ -1,6 +1,6 @@
 """nerfstudio's pipeline, with fine-tuning on the photos, and distributed on CPUs too.
 
-It also tells the datamanager what it must know of the model and of fine-tuning.
+It also tells the datamanager what it must know: the network's upscale factor, and which windows were hard.
 """
 
 import json
@@ -11,7 +11,7 @@ import torch
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.models.base_model import Model
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
-from nerfstudio.utils import comms
+from nerfstudio.utils import comms, profiler
 from torch import nn
 from torch.cuda.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel as DDP
@@ -51,6 +51,18 @@ class DistillationPipeline(VanillaPipeline):
         self.finetuning: Optional[FineTuning] = None
         if world_size > 1:
             self._model = distribute(self._model, device)
+
+    @profiler.time_function
+    def get_train_loss_dict(self, step: int):
+        """nerfstudio's lines, after which the datamanager hears how well each window was rendered."""
+        ray_bundle, batch = self.datamanager.next_train(step)
+        outputs = self._model(ray_bundle)
+        metrics = self.model.get_metrics_dict(outputs, batch)
+        losses = self.model.get_loss_dict(outputs, batch, metrics)
+        if self.config.datamanager.hard_share > 0:
+            errors = (outputs["rgb"].detach() - batch["image"]).square().mean(dim=(1, 2, 3))
+            self.datamanager.learn_from(errors)
+        return outputs, losses, metrics
 
     def validation_psnr(self) -> float:
         """PSNR in dB on the photos that are held out of the whole run."""

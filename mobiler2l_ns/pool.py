@@ -17,7 +17,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
-from mobiler2l_ns.cameras import cell_centres, pinhole_cameras, rays_at
+from mobiler2l_ns.cameras import cell_centres, pinhole_rays, rays_at
 from mobiler2l_ns.errors import UserError
 
 
@@ -139,8 +139,7 @@ class FramePool:
         pixels, corner = cut_windows(self.images, indices, hc * self.upscale, wc * self.upscale)
         cells = cell_centres(hc, wc, (self.upscale, self.upscale), self.images.device)
         coords = (corner + self.corner[indices])[:, None, None, :] + cells
-        cameras = pinhole_cameras(self.c2w[indices], self.focal, *self.size)
-        return Windows(rays_at(cameras, torch.arange(count, device=self.images.device), coords), pixels)
+        return Windows(pinhole_rays(self.c2w[indices], self.focal, *self.size, coords), pixels)
 
     def _restore(self) -> None:
         frames, records = self._cache

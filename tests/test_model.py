@@ -16,10 +16,14 @@ CAMERA = {"height": 32, "width": 48, "focal": 60.0, "near": 3.0, "far": 5.0}
 ORBIT = {"focus": torch.zeros(3), "focus_depths": [3.8, 4.2]}
 
 
-def make_model(**metadata):
+R2L = NetworkConfig(depth=4, width=8, sr_widths=(), sr_strides=(), activation="relu")
+
+
+def make_model(network=None, **metadata):
     """A small random student for 48 x 32 pixels."""
     torch.manual_seed(0)
-    config = MobileR2LModelConfig(network=NetworkConfig(depth=4, width=8, sr_widths=(8, 8, 4)))
+    network = network or NetworkConfig(depth=4, width=8, sr_widths=(8, 8, 4))
+    config = MobileR2LModelConfig(network=network, jitter_points=True)
     box = SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3]))
     return config.setup(scene_box=box, num_train_data=1, metadata={"student_camera": {**CAMERA, **metadata}}).eval()
 
@@ -31,9 +35,10 @@ def camera_at(distance: float, focal: float = 60.0, height: int = 32, width: int
     return pinhole_cameras(c2w, focal, height, width)
 
 
+@pytest.mark.parametrize("network", [None, R2L], ids=["mobiler2l", "r2l"])
 @pytest.mark.parametrize("size", [(32, 48), (30, 53), (288, 511)])
-def test_outputs_have_the_cameras_size(size):
-    outputs = make_model().get_outputs_for_camera(camera_at(4.0, height=size[0], width=size[1]))
+def test_outputs_have_the_cameras_size(size, network):
+    outputs = make_model(network).get_outputs_for_camera(camera_at(4.0, height=size[0], width=size[1]))
     assert outputs["rgb"].shape == (*size, 3)
     assert outputs["depth"].shape == outputs["accumulation"].shape == (*size, 1)
     assert outputs["rgb"].min() >= 0 and outputs["rgb"].max() <= 1
@@ -45,6 +50,28 @@ def test_the_trained_camera_is_rendered_without_resampling():
     with torch.no_grad():
         direct = model.render_rays(*rays)[0].permute(1, 2, 0)
     assert torch.equal(model.get_outputs_for_camera(camera)["rgb"], direct)
+
+
+def test_r2l_renders_each_ray_by_itself(monkeypatch):
+    """The same picture in one pass and in parts of any length; while training, one pass in any arrangement."""
+    model, camera = make_model(R2L, **ORBIT), camera_at(4.0)
+    rays = student_rays(student_view(camera, 60.0, 1).rays)
+    assert rays[1].shape == (1, 32, 48, 3)
+    with torch.no_grad():
+        whole = model._render_grid(*rays, None)
+        passes = []
+        model.network.register_forward_hook(lambda module, inputs, output: passes.append(output[0, 0].numel()))
+        monkeypatch.setattr("mobiler2l_ns.model.MAX_RAYS", 500)
+        torch.testing.assert_close(model.render_rays(*rays), whole)
+        assert passes == [500, 500, 500, 36]
+        windows = [part.reshape(12, 16, 8, 3) for part in rays]  # any 12 windows of 16 x 8 rays
+        torch.testing.assert_close(
+            model.render_rays(*windows).permute(0, 2, 3, 1).reshape(32, 48, 3), whole[0].permute(1, 2, 0)
+        )
+    picture = model.get_outputs_for_camera(camera)["rgb"]
+    torch.testing.assert_close(picture, whole[0].permute(1, 2, 0))
+    passes.clear()
+    assert model.train().render_rays(*windows).shape == (12, 3, 16, 8) and passes == [32 * 48]
 
 
 @pytest.mark.parametrize(

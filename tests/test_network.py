@@ -32,6 +32,27 @@ def test_size_of_the_full_network():
     assert count_macs(network, 100, 100) == 50_636_800_000
 
 
+def test_size_of_r2l():
+    """D88 W256 without super-resolution on 16 points * 3 coordinates * (2 * 10 + 1) codes = 1008 channels.
+
+    Head 1008*256 + 256 = 258,304. 43 blocks of 2 (256*256 + 256) = 2 * 65,792. Output 256*3 + 3 = 771. A ray costs
+    the weights without the biases: 258,048 + 86 * 65,536 + 768 = 5,894,912.
+    """
+    network = MobileR2LNetwork(16 * 3 * 21, NetworkConfig(depth=88, sr_widths=(), sr_strides=(), activation="relu"))
+    assert len(network.body) == 43 and network.config.upscale == 1
+    assert count_parameters(network) == 258_304 + 86 * 65_792 + 771 == 5_917_187
+    assert count_macs(network, 20, 30) == 600 * 5_894_912
+
+
+def test_without_super_resolution_a_ray_is_a_pixel():
+    network = make_network(sr_widths=(), sr_strides=())
+    codes = torch.randn(2, 12, 3, 5)
+    image = network(codes)
+    assert image.shape == (2, 3, 3, 5)
+    codes[1, :, 2, 4] += 1
+    assert (network(codes) != image).any(dim=1).nonzero().tolist() == [[1, 2, 4]]
+
+
 @pytest.mark.parametrize("strides, s", [((2, 2, 2), 8), ((2, 2, 3), 12), ((3, 2, 2), 12), ((3, 3, 3), 27)])
 def test_upscale(strides, s):
     network = make_network(sr_strides=strides)
@@ -86,7 +107,6 @@ BAD = [
     ({"inner_widths": (4,)}, "inner_widths"),
     ({"sr_widths": (8, 8)}, "sr_widths"),
     ({"sr_strides": (2, 2, 4)}, "sr_strides"),
-    ({"sr_strides": (), "sr_widths": ()}, "sr_strides"),
 ]
 
 

@@ -17,7 +17,7 @@ from mobiler2l_ns.metrics import psnr
 from mobiler2l_ns.runtime import Renderer
 
 TEACHERS = ["mobiler2l-teacher", "mobiler2l-teacher-small"]
-STUDENTS = ["mobiler2l", "mobiler2l-small", "mobiler2l-paper"]
+STUDENTS = ["mobiler2l", "mobiler2l-small", "mobiler2l-paper", "r2l"]
 
 
 def installed_methods() -> dict:
@@ -43,7 +43,7 @@ def two_steps(method: str, data: Path, outputs: Path, load_dir=None, **datamanag
         config.pipeline.model.implementation = "torch"
         config.pipeline.datamanager.train_num_rays_per_batch = 64
     else:
-        datamanager = {"pool_frames": 3, "initial_frames": 2, "windows_per_batch": 2, **datamanager}
+        datamanager = {"pool_frames": 3, "initial_frames": 2, "windows_per_batch": 8, **datamanager}
     for name, value in datamanager.items():
         setattr(config.pipeline.datamanager, name, value)
     config.load_dir = load_dir
