@@ -18,6 +18,7 @@ import tyro
 from jaxtyping import Float
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.utils import comms
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import track
 from torch import Tensor
@@ -221,7 +222,8 @@ class DistillationDataManager(CaptureDataManager):
             return
         (height, width), (tile_h, tile_w) = self.size, tile
         pool = capacity * tile_h * tile_w * 3
-        photos = len(self.train_dataset) * height * width * 3 if self.config.photo_share > 0 else 0
+        wanted = self.config.photo_share > 0 or self.config.validation_photos > 0
+        photos = len(self.train_dataset) * height * width * 3 if wanted else 0
         where = f"also kept in {self.config.cache_dir}" if self.config.cache_dir else "nothing is written to disk"
         each = f" of each of {comms.get_world_size()} processes" if comms.get_world_size() > 1 else ""
         CONSOLE.print(
@@ -304,7 +306,7 @@ class DistillationDataManager(CaptureDataManager):
         return math.ceil(behind / self.teacher_seconds * self.views_rendered) if behind > 0 else 0
 
     def _render_frame(self) -> None:
-        start = time.perf_counter()
+        start = self._clock()
         (height, width), (tile_h, tile_w) = self.size, self.pool.tile
         c2w = self.pose_sampler.sample(1)
         top = int(torch.randint(height - tile_h + 1, ()))
@@ -313,8 +315,14 @@ class DistillationDataManager(CaptureDataManager):
         with torch.autocast(device_type=torch.device(self.device).type, enabled=False):
             image = self.teacher.render(crop_camera(camera, top, left, tile_h, tile_w))
         self.pool.add(image.to(self.pool.images.device), c2w[0], (top, left))
-        self.teacher_seconds += time.perf_counter() - start
+        self.teacher_seconds += self._clock() - start
         self.views_rendered += 1
+
+    def _clock(self) -> float:
+        """Seconds, with the GPU's queue emptied first: its work is otherwise charged to whoever waits for it next."""
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
     def get_train_rays_per_batch(self) -> int:
         """Output pixels a step and process, which is what the viewer and ns-eval count too."""

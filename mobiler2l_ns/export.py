@@ -59,14 +59,15 @@ def export_run(load_config: Path, output_dir: Path, num_views: int = 4, overwrit
         The content of report.json.
 
     Raises:
-        UserError: The run is no trained student, a file differs from it, or output_dir cannot be written.
+        UserError: The run is no trained student or too large, a file differs from it, or output_dir cannot be written.
     """
-    from mobiler2l_ns.onnx_files import write_onnx_files
+    from mobiler2l_ns.onnx_files import check_size, write_onnx_files
     from mobiler2l_ns.verification import check_parity, print_table, random_poses, verify
 
     config_path = (load_config / "config.yml" if load_config.is_dir() else load_config).resolve()
     output_dir = output_dir.expanduser().resolve()  # beside the real folder: renames must not cross disks
     model, run = _load_student(config_path)
+    check_size(model)
     try:
         ours = _replaceable_files(output_dir, config_path, overwrite)
         with _staging_folder(output_dir) as staging:

@@ -16,6 +16,7 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttrib
 from nerfstudio.model_components import renderers
 from nerfstudio.models.base_model import Model, ModelConfig
 from nerfstudio.utils import comms
+from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from mobiler2l_ns.cameras import student_rays, student_view, to_camera_size
@@ -107,12 +108,18 @@ class MobileR2LModel(Model):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> List[TrainingCallback]:
-        """Exports when training ends."""
+        """Exports when training ends, unless the picture has too many rays for that."""
 
         def export(step: int) -> None:
             if self.config.export_when_done and comms.is_main_process():
                 from mobiler2l_ns.export import export_run
+                from mobiler2l_ns.onnx_files import check_size
 
+                try:
+                    check_size(self)
+                except UserError as error:
+                    CONSOLE.print(f"No ONNX files: {error}")
+                    return
                 base_dir = training_callback_attributes.trainer.base_dir
                 export_run(base_dir / "config.yml", base_dir / "onnx", num_views=0)
 

@@ -21,9 +21,24 @@ from typing import Dict, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
+from mobiler2l_ns.errors import UserError
+
 SAMPLER, EMBEDDER, NETWORK, SNAP_NETWORK = "Sampler.onnx", "Embedder.onnx", "MobileR2L.onnx", "MobileR2L_SnapGELU.onnx"
 INTRINSICS = "intrinsics.json"
 OPSET = 11
+MAX_CODES = 1 << 26  # numbers from Embedder to network: 0.27 GB, and twenty times that to verify them in float64
+
+
+def check_size(model) -> None:
+    """Raises UserError where the codes of one picture are more than a host can be asked to pass around."""
+    (h, w), (height, width) = model.sampler.grid.tolist(), model.size
+    codes = model.network.in_channels * h * w
+    if codes > MAX_CODES:
+        raise UserError(
+            f"files for {width}x{height} pixels would pass {4 * codes / 1e9:.2f} GB of ray codes from Embedder to "
+            f"network (at most {4 * MAX_CODES / 1e9:.2f}): train with a smaller --pipeline.datamanager.image-size, or "
+            "with super-resolution, to export."
+        )
 
 
 def write_onnx_files(model, folder: Path) -> None:
@@ -101,7 +116,7 @@ def trace(module: nn.Module, inputs: Tuple[Tensor, ...], input_names: Sequence[s
     import onnx
 
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.no_grad():  # a picture's activations need not be kept
         # The exporter of opset 11 is the deprecated one; Lens Studio documents no later opset.
         warnings.simplefilter("ignore")
         torch.onnx.export(

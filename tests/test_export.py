@@ -30,6 +30,7 @@ KINDS = {
     "relu": {"activation": "relu"},
     "batch_norm": {"batch_norm": True},
     "x12": {"sr_strides": (2, 2, 3)},
+    "r2l": {"sr_strides": (), "sr_widths": (), "activation": "relu"},
 }
 FILES = ("Sampler.onnx", "Embedder.onnx", "MobileR2L.onnx", "MobileR2L_SnapGELU.onnx")
 
@@ -198,7 +199,7 @@ def test_both_chains_render_what_torch_renders(exported):
     renderer = Renderer(folder, num_threads=1)
     for c2w in some_poses():
         truth = torch_image(model, c2w)
-        assert truth.std() > 0.05  # else a wrong order of channels could pass
+        assert truth.std() > 0.03  # else a wrong order of channels could pass
         for layout in ("nchw", "hwc"):
             image = renderer.render(c2w, layout)
             assert image.shape == (*model.size, 3) and image.dtype == np.float32
@@ -318,6 +319,18 @@ def test_broadcasting_over_channels_and_pixels_at_once_is_refused(tmp_path, shap
             verification.check_snap_operators(tmp_path / "x.onnx")
     else:
         verification.check_snap_operators(tmp_path / "x.onnx")
+
+
+def test_too_many_rays_for_files_are_one_sentence(capsys):
+    """800 x 800 rays of 312 codes are 0.8 GB; the same rays with super-resolution behind them are few."""
+    camera = {**CAMERA, "height": 800, "width": 800}
+    model = make_student(camera, **KINDS["r2l"])
+    with pytest.raises(UserError, match="800x800 pixels would pass 0.80 GB.*--pipeline.datamanager.image-size"):
+        onnx_files.check_size(model)
+    onnx_files.check_size(make_student(camera))
+    (callback,) = model.get_training_callbacks(None)
+    callback.run_callback(step=1)  # a finished training ends well, without files
+    assert "No ONNX files" in capsys.readouterr().out
 
 
 # -- the runtime ----------------------------------------------------------------------------------------------------
