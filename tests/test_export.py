@@ -30,7 +30,7 @@ KINDS = {
     "relu": {"activation": "relu"},
     "batch_norm": {"batch_norm": True},
     "x12": {"sr_strides": (2, 2, 3)},
-    "r2l": {"sr_strides": (), "sr_widths": (), "activation": "relu"},
+    "r2l": {"depth": 14, "sr_strides": (), "sr_widths": (), "activation": "relu"},
 }
 FILES = ("Sampler.onnx", "Embedder.onnx", "MobileR2L.onnx", "MobileR2L_SnapGELU.onnx")
 
@@ -199,7 +199,7 @@ def test_both_chains_render_what_torch_renders(exported):
     renderer = Renderer(folder, num_threads=1)
     for c2w in some_poses():
         truth = torch_image(model, c2w)
-        assert truth.std() > 0.03  # else a wrong order of channels could pass
+        assert truth.std() > 0.05  # else a wrong order of channels could pass
         for layout in ("nchw", "hwc"):
             image = renderer.render(c2w, layout)
             assert image.shape == (*model.size, 3) and image.dtype == np.float32
