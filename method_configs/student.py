@@ -35,9 +35,9 @@ def data(**options) -> DistillationDataManagerConfig:
     return DistillationDataManagerConfig(dataparser=NerfstudioDataParserConfig(), **options)
 
 
-def muon(matrix_lr: float, other_lr: float) -> dict:
-    """Muon on the convolutions' weights, AdamW on the rest, both on a cosine."""
-    schedule = CosineSchedulerConfig(warmup_steps=20, final_ratio=0.02)
+def muon(matrix_lr: float, other_lr: float, steps: int) -> dict:
+    """Muon on the convolutions' weights, AdamW on the rest, both on a cosine, with rates for a run of ``steps``."""
+    schedule = CosineSchedulerConfig(warmup_steps=10, final_ratio=0.02, reference_steps=steps)
     return {
         "matrices": {"optimizer": MuonConfig(lr=matrix_lr, momentum=0.9), "scheduler": schedule},
         "others": {"optimizer": AdamWConfig(lr=other_lr), "scheduler": schedule},
@@ -58,7 +58,7 @@ mobiler2l = MethodSpecification(
         "mobiler2l",
         MobileR2LModelConfig(),
         data(pool_frames=1000, initial_frames=100, window_cells=10, windows_per_batch=100),
-        muon(4e-2, 3e-3),
+        muon(1e-2, 1e-3, steps=30000),
         max_num_iterations=30000,
         steps_per_save=2000,
         vis="viewer+tensorboard",
@@ -78,7 +78,7 @@ mobiler2l_small = MethodSpecification(
             window_cells=8,
             windows_per_batch=25,
         ),
-        muon(4e-2, 3e-3),
+        muon(2.5e-2, 2e-3, steps=800),
         max_num_iterations=2500,
         steps_per_save=500,
         vis="tensorboard",

@@ -13,6 +13,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 
+MAX_PEAK = 2.5
+
+
 @dataclass
 class CosineSchedulerConfig(SchedulerConfig):
     """Linear warm-up, then half a cosine down to ``final_ratio`` of the rate."""
@@ -22,6 +25,9 @@ class CosineSchedulerConfig(SchedulerConfig):
     """Steps over which the rate rises linearly from zero."""
     final_ratio: float = 0.02
     """Rate at the last step, as a fraction of the optimizer's lr."""
+    reference_steps: Optional[int] = None
+    """Length of run for which the optimizer's lr holds: a run N times as long takes 1/sqrt(N) of it, short ones at most
+    2.5 times as much. Left out: lr holds for every length."""
     max_steps: Optional[int] = None
     """Step at which the cosine ends; left out: the run's --max-num-iterations."""
 
@@ -32,7 +38,8 @@ class CosineScheduler(Scheduler):
     config: CosineSchedulerConfig
 
     def get_scheduler(self, optimizer: Optimizer, lr_init: float) -> LRScheduler:
-        return CosineLR(optimizer, self.config.warmup_steps, self.config.final_ratio, self.config.max_steps)
+        config = self.config
+        return CosineLR(optimizer, config.warmup_steps, config.final_ratio, config.max_steps, config.reference_steps)
 
 
 class CosineLR(LRScheduler):
@@ -43,8 +50,16 @@ class CosineLR(LRScheduler):
         tuning: First step, end, and rate ratio of a second decay, if ``tune`` asked for one.
     """
 
-    def __init__(self, optimizer: Optimizer, warmup_steps: int, final_ratio: float, max_steps: Optional[int]):
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        warmup_steps: int,
+        final_ratio: float,
+        max_steps: Optional[int],
+        reference_steps: Optional[int] = None,
+    ):
         self.warmup_steps, self.final_ratio, self.max_steps = warmup_steps, final_ratio, max_steps
+        self.reference_steps = reference_steps
         self.tuning: Optional[Tuple[int, int, float]] = None
         super().__init__(optimizer)
 
@@ -60,6 +75,16 @@ class CosineLR(LRScheduler):
 
     def factor(self, step: int) -> float:
         """The rate at ``step`` as a fraction of the optimizer's lr."""
+        return self.peak * self._shape(step)
+
+    @property
+    def peak(self) -> float:
+        """The highest rate as a fraction of the optimizer's lr: the longer the run, the lower."""
+        if self.reference_steps is None or self.max_steps is None:
+            return 1.0
+        return min(MAX_PEAK, math.sqrt(self.reference_steps / self.max_steps))
+
+    def _shape(self, step: int) -> float:
         if self.tuning is not None and step >= self.tuning[0]:
             first, end, ratio = self.tuning
             return ratio * self._cosine(step, first, end)

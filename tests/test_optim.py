@@ -173,6 +173,14 @@ def test_an_open_end_is_set_once():
     assert fixed.max_steps == 12
 
 
+def test_longer_runs_take_smaller_steps():
+    """Four times the reference length: half the rate; a quarter of it: twice; never more than 2.5 times."""
+    for max_steps, peak in ((400, 0.5), (100, 1.0), (25, 2.0), (2, 2.5)):
+        _, schedule = make_schedule(max_steps=max_steps, reference_steps=100, warmup_steps=0)
+        assert schedule.factor(0) == pytest.approx(peak)
+        assert schedule.factor(max_steps) == pytest.approx(0.1 * peak)
+
+
 def test_fine_tuning_starts_a_second_cosine():
     """0.5 of the rate at step 12, 0.5 * 0.55 half-way to step 20, 0.5 * 0.1 at its end."""
     _, schedule = make_schedule()
