@@ -76,7 +76,7 @@ mobiler2l_small = MethodSpecification(
             teacher_share=0.3,
             tile_cells=20,
             window_cells=8,
-            windows_per_batch=25,
+            windows_per_batch=32,
         ),
         muon(2.5e-2, 2e-3, steps=800),
         max_num_iterations=2500,

@@ -12,7 +12,6 @@ from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-
 MAX_PEAK = 2.5
 
 
