@@ -1,6 +1,6 @@
 """The frozen teacher: any nerfstudio run, loaded without its data set, rendering views for the student.
 
-What differs between teachers stays in this file: backgrounds, what "depth" means, and how empty space is skipped.
+What differs between teachers stays in this file: backgrounds, what "depth" means, and who renders.
 """
 
 from pathlib import Path
@@ -9,14 +9,13 @@ from typing import Optional, Protocol, Tuple
 import torch
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.models.nerfacto import NerfactoModel
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from mobiler2l_ns.checkpoints import checkpoint_steps, find_runs, load_model, read_config
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.fast_nerfacto import FastNerfacto, renders_as_nerfacto
 from mobiler2l_ns.hash_encoding import accelerate_hash_grids
-from mobiler2l_ns.occupancy import OccupancyGrid
 
 
 class Teacher(Protocol):
@@ -41,16 +40,14 @@ class FrozenTeacher:
     Attributes:
         model: The run's model, frozen.
         step: Training step of its checkpoint.
-        occupancy: Where a bounded nerfacto has density; None for other teachers.
+        fast: Renders a nerfacto; None for other teachers, which nerfstudio renders.
     """
 
     def __init__(self, config_path: Path, device):
         self.config_path = config_path
         self.model, self.step = load_model(config_path, device)
         accelerate_hash_grids(self.model)
-        self.occupancy: Optional[OccupancyGrid] = None
-        if _is_bounded(self.model):
-            self.occupancy = OccupancyGrid.from_density(self.model.field.density_fn, self.model.field.aabb)
+        self.fast = FastNerfacto(self.model) if renders_as_nerfacto(self.model) else None
 
     @torch.no_grad()
     def render(self, camera: Cameras) -> Float[Tensor, "H W 3"]:
@@ -71,24 +68,9 @@ class FrozenTeacher:
 
     def _outputs(self, camera: Cameras) -> dict:
         camera = camera.to(self.model.device)
-        if self.occupancy is None:
-            return self.model.get_outputs_for_camera(camera)
-        bundle = camera.generate_rays(0, keep_shape=True)
-        shape, rays = bundle.shape, bundle.flatten()
-        near, far, hit = self.occupancy.intersect(rays.origins, rays.directions)
-        background = 1.0 if self.model.config.background_color == "white" else 0.0
-        outputs = {
-            "rgb": torch.full((len(rays), 3), background, device=self.model.device),
-            "accumulation": torch.zeros(len(rays), 1, device=self.model.device),
-            "depth": torch.zeros(len(rays), 1, device=self.model.device),
-        }
-        for chunk in hit.nonzero()[:, 0].split(self.model.config.eval_num_rays_per_chunk):
-            part = rays[chunk]
-            part.nears, part.fars = near[chunk], far[chunk]  # a collider keeps what is already set
-            rendered = self.model(part)
-            for name in outputs:
-                outputs[name][chunk] = rendered[name]
-        return {name: value.view(*shape, -1) for name, value in outputs.items()}
+        if self.fast is not None:
+            return self.fast.outputs_for_camera(camera)
+        return self.model.get_outputs_for_camera(camera)
 
 
 def depth_range(teacher: Teacher, cameras: Cameras) -> Tuple[float, float]:
@@ -143,14 +125,6 @@ def resolve_teacher(teacher: Optional[Path], data: Path, outputs: Path) -> Path:
 
 def _is_student(config) -> bool:
     return hasattr(config.pipeline.datamanager, "teacher")
-
-
-def _is_bounded(model) -> bool:
-    return (
-        isinstance(model, NerfactoModel)
-        and model.field.spatial_distortion is None
-        and model.config.background_color in ("white", "black")
-    )
 
 
 def _depth_is_z(model) -> bool:
