@@ -74,11 +74,11 @@ def compare(config_path: Path, folder: Path, num_views: int) -> Dict:
     }
 
 
-def held_out_dataset(config) -> InputDataset:
-    """The test split of a run's capture, which neither teacher nor student was trained on."""
+def held_out_dataset(config, split: str = "test") -> InputDataset:
+    """The test or val split of a run's capture, which neither teacher nor student was trained on."""
     data = config.pipeline.datamanager.dataparser.data
     try:
-        outputs = config.pipeline.datamanager.dataparser.setup().get_dataparser_outputs(split="test")
+        outputs = config.pipeline.datamanager.dataparser.setup().get_dataparser_outputs(split=split)
     except (OSError, KeyError, AssertionError, ValueError) as error:
         raise UserError(
             f"the capture {data} of this run cannot be read ({error}): put it back for pictures."

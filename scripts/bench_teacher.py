@@ -1,0 +1,163 @@
+"""How fast and how well a frozen teacher renders, beside the same nerfacto in stock nerfstudio.
+
+    python scripts/bench_teacher.py --teacher outputs/SCENE/METHOD/TIME/config.yml
+
+Both render the cameras of held-out photos in one process, one camera after the other, so that whatever else the
+machine does slows both down.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import time
+from pathlib import Path
+from typing import Dict, Optional
+
+import torch
+from nerfstudio.field_components.encodings import HashEncoding
+from nerfstudio.models.base_model import Model
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from mobiler2l_ns.checkpoints import load_model, read_config
+from mobiler2l_ns.comparison import held_out_dataset
+from mobiler2l_ns.datamanager import load_photos
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.metrics import psnr
+from mobiler2l_ns.pool import PhotoSet
+from mobiler2l_ns.teacher import FrozenTeacher
+
+console = Console()
+
+
+def load_stock(config_path: Path, device) -> Model:
+    """The run's model as nerfstudio would load it, with nerfstudio's own hash grids."""
+    model, _ = load_model(config_path, device)
+    for module in model.modules():
+        if isinstance(module, HashEncoding):
+            vars(module).pop("pytorch_fwd", None)
+    return model
+
+
+def load_held_out(config_path: Path, data: Optional[Path], num_views: int, max_side: int, device) -> PhotoSet:
+    """Photos that the teacher was not trained on, evenly over the split, shrunk to ``max_side`` pixels at most."""
+    config = read_config(config_path)
+    if data is not None:
+        if not data.exists():
+            raise UserError(f"there is no {data}: pass the folder of the teacher's capture with --data.")
+        config.pipeline.datamanager.dataparser.data = data
+    try:
+        dataset = held_out_dataset(config)
+    except UserError:
+        dataset = held_out_dataset(config, split="val")
+    height, width = int(dataset.cameras.height[0]), int(dataset.cameras.width[0])
+    factor = min(1.0, max_side / max(height, width))
+    return load_photos(dataset, round(height * factor), round(width * factor), 1, device, limit=num_views)
+
+
+def measure(config_path: Path, photos: PhotoSet, device) -> Dict:
+    """Renders every photo's camera by both and returns the figures that the table and the JSON file hold."""
+    stock, ours = load_stock(config_path, device), FrozenTeacher(config_path, device)
+    if ours.fast is None:
+        raise UserError(f"{config_path} is rendered by nerfstudio anyway: pass a nerfacto with stock options.")
+    renderers = {
+        "stock": lambda camera: stock.get_outputs_for_camera(camera)["rgb"].clamp(0, 1),
+        "ours": ours.render,
+    }
+    seconds, quality = dict.fromkeys(renderers, 0.0), dict.fromkeys(renderers, 0.0)
+    for render in renderers.values():
+        render(photos.cameras[:1])  # the first picture pays for what is set up once
+    for i in track(range(len(photos)), "Rendering held-out views", console=console, transient=True):
+        target = photos.images[i].float() / 255
+        for name, render in renderers.items():
+            start = _now(device)
+            picture = render(photos.cameras[i : i + 1])
+            seconds[name] += _now(device) - start
+            quality[name] += psnr(picture, target) / len(photos)
+    height, width = photos.images.shape[1:3]
+    speed = {name: len(photos) * height * width / value for name, value in seconds.items()}
+    return {
+        "machine": machine(device),
+        "teacher": str(config_path),
+        "views": len(photos),
+        "resolution": [width, height],
+        "rays_per_second": {name: round(value) for name, value in speed.items()},
+        "ratio": round(speed["ours"] / speed["stock"], 2),
+        "psnr": {name: round(value, 3) for name, value in quality.items()},
+        "db_lost": round(quality["stock"] - quality["ours"], 3),
+        "peak_memory_mb": round(peak_memory(device) / 1e6),
+    }
+
+
+def _now(device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def machine(device) -> Dict:
+    """What the figures belong to: the GPU, or the CPU with its cores and the threads that torch uses."""
+    if device.type == "cuda":
+        return {"gpu": torch.cuda.get_device_name(device)}
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def peak_memory(device) -> int:
+    """Most bytes in use so far, by both renderers together: on the GPU, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def show(figures: Dict) -> None:
+    """Prints the figures as a table."""
+    width, height = figures["resolution"]
+    where = ", ".join(f"{key} {value}" for key, value in figures["machine"].items())
+    table = Table(title=f"{figures['views']} held-out views at {width}x{height}")
+    for heading in ("", "rays/s", "PSNR against photos"):
+        table.add_column(heading, justify="right")
+    for row, label in {"stock": "nerfstudio", "ours": "frozen teacher"}.items():
+        table.add_row(label, f"{figures['rays_per_second'][row]:,}", f"{figures['psnr'][row]:.2f} dB")
+    console.print(table)
+    console.print(
+        f"{figures['ratio']:.1f} times as fast, {figures['db_lost']:.2f} dB lost (less than 0: gained), "
+        f"peak memory of both together {figures['peak_memory_mb']:,} MB; {where}"
+    )
+
+
+def main() -> None:
+    """Reads the command line, measures, prints the table and writes the JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--teacher", type=Path, required=True, help="config.yml of a nerfacto run")
+    parser.add_argument("--data", type=Path, help="the capture, where it is not where the teacher was trained")
+    parser.add_argument("--num-views", type=int, default=8, help="held-out photos, spread over the split")
+    parser.add_argument("--max-side", type=int, default=320, help="longer side of the pictures in pixels")
+    parser.add_argument("--json", type=Path, help="where the figures are written")
+    arguments = parser.parse_args()
+    if arguments.num_views < 1 or arguments.max_side < 1:
+        raise UserError("--num-views and --max-side must be at least 1.")
+    config_path = arguments.teacher / "config.yml" if arguments.teacher.is_dir() else arguments.teacher
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    photos = load_held_out(config_path, arguments.data, arguments.num_views, arguments.max_side, device)
+    figures = measure(config_path, photos, device)
+    show(figures)
+    if arguments.json is not None:
+        try:
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+            arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"{arguments.json} cannot be written ({error}): name another file with --json.") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The teacher's benchmark: an honest baseline, figures that add up, and one sentence for a mistake."""
+
+import copy
+import json
+import sys
+
+import bench_teacher
+import pytest
+import torch
+from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.field_components.encodings import HashEncoding
+from test_checkpoints import TINY, save_run
+
+from mobiler2l_ns import fast_nerfacto
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.teacher_model import TeacherModelConfig
+
+
+@pytest.fixture
+def teacher(capture, tmp_path):
+    """config.yml of a teacher with random weights."""
+    from mobiler2l_ns.method_configs import mobiler2l_teacher_small
+
+    config = copy.deepcopy(mobiler2l_teacher_small.config)
+    config.pipeline.datamanager.dataparser = BlenderDataParserConfig(data=capture)
+    config.pipeline.model = TeacherModelConfig(scene="object", **TINY)
+    box = SceneBox(torch.tensor([[-1.5, -1.5, -1.5], [1.5, 1.5, 1.5]]))
+    model = config.pipeline.model.setup(scene_box=box, num_train_data=8, metadata={}, device="cpu", seed_points=None)
+    return save_run(tmp_path / "teacher", config, model)
+
+
+def bench(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["bench_teacher.py", *map(str, arguments)])
+    monkeypatch.setattr(fast_nerfacto, "GRID_RESOLUTION", 16)
+    bench_teacher.main()
+
+
+def test_the_figures_add_up(teacher, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "new" / "figures.json"
+    bench(monkeypatch, "--teacher", teacher.parent, "--num-views", 2, "--max-side", 16, "--json", path)
+    figures = json.loads(path.read_text())
+    assert figures["resolution"] == [16, 16] and figures["views"] == 2
+    speed, quality = figures["rays_per_second"], figures["psnr"]
+    assert min(speed.values()) > 0 and set(speed) == set(quality) == {"stock", "ours"}
+    assert figures["ratio"] == pytest.approx(speed["ours"] / speed["stock"], abs=0.05)
+    assert figures["db_lost"] == pytest.approx(quality["stock"] - quality["ours"], abs=0.002)
+    assert f"{speed['ours']:,}" in capsys.readouterr().out
+
+
+def test_the_baseline_is_nerfstudios_own(teacher):
+    grids = [m for m in bench_teacher.load_stock(teacher, "cpu").modules() if isinstance(m, HashEncoding)]
+    assert len(grids) == 2
+    assert all(grid.pytorch_fwd.__func__ is HashEncoding.pytorch_fwd for grid in grids)
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--num-views", 0], "must be at least 1"),
+        (["--data", "/nowhere"], "there is no /nowhere"),
+        (["--num-views", 1, "--max-side", 8, "--json", "/dev/null/x.json"], "cannot be written"),
+    ],
+)
+def test_a_mistake_ends_with_one_sentence(teacher, monkeypatch, arguments, sentence):
+    with pytest.raises(UserError, match=sentence):
+        bench(monkeypatch, "--teacher", teacher, *arguments)
+
+
+def test_a_teacher_that_nerfstudio_renders_anyway(teacher, monkeypatch):
+    monkeypatch.setattr("mobiler2l_ns.teacher.renders_as_nerfacto", lambda model: False)
+    with pytest.raises(UserError, match="rendered by nerfstudio anyway"):
+        bench(monkeypatch, "--teacher", teacher, "--num-views", 1, "--max-side", 8)
