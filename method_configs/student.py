@@ -73,7 +73,7 @@ mobiler2l_small = MethodSpecification(
         data(
             pool_frames=1600,
             initial_frames=32,
-            teacher_share=0.25,
+            teacher_share=0.15,
             tile_cells=10,
             window_cells=8,
             windows_per_batch=32,
