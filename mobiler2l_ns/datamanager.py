@@ -57,7 +57,9 @@ class DistillationDataManagerConfig(CaptureDataManagerConfig):
     initial_frames: int = 100
     """Teacher views rendered before the first step, over all processes."""
     teacher_share: float = 0.15
-    """Share of the training time in which the teacher renders new views. 0: only the initial views are used."""
+    """Share of the training time in which the teacher renders new views once the pool is full. 0: none are rendered."""
+    filling_share: float = 0.25
+    """The same while the pool fills. 0: only the initial views are used."""
     tile_cells: Optional[int] = None
     """Render square tiles of this many ray-grid cells a side instead of whole views: more poses for the same pixels."""
     photo_share: float = 0.5
@@ -97,6 +99,7 @@ class DistillationDataManager(CaptureDataManager):
         self.size: Optional[Tuple[int, int]] = None  # (H, W) of the student's picture, known to ns-train only
         self.teacher_seconds, self.views_rendered = 0.0, 0
         self.started: Optional[float] = None
+        self.phase_start, self.phase_spent, self.pool_is_full = 0.0, 0.0, False
         self.teacher_is_of_other_data = False
         if test_mode == "val":
             self.teacher_is_of_other_data = self._adopt_teacher(config)
@@ -295,15 +298,28 @@ class DistillationDataManager(CaptureDataManager):
             missing = min(own_share(self.config.initial_frames), self.pool.capacity) - len(self.pool)
             for _ in track(range(max(1, missing)), "Teacher renders the first views", console=CONSOLE, transient=True):
                 self._render_frame()
-            self.started = time.perf_counter() - self.teacher_seconds
-        if self.config.teacher_share > 0:
+            self.started = self.phase_start = time.perf_counter() - self.teacher_seconds
+        if self.config.teacher_share > 0 or self.config.filling_share > 0:
             # Processes wait for each other in every step, so all render in the same ones, by the main one's clock.
             for _ in range(from_main(self._views_due)):
                 self._render_frame()
 
     def _views_due(self) -> int:
-        behind = self.config.teacher_share * (time.perf_counter() - self.started) - self.teacher_seconds
-        return math.ceil(behind / self.teacher_seconds * self.views_rendered) if behind > 0 else 0
+        now, mean_seconds = time.perf_counter(), self.teacher_seconds / self.views_rendered
+        if not self.pool_is_full and len(self.pool) == self.pool.capacity:
+            # What it took to fill the pool is not held against the teacher afterwards.
+            self.pool_is_full, self.phase_start, self.phase_spent = True, now, self.teacher_seconds
+        share = self.config.teacher_share if self.pool_is_full else self.config.filling_share
+        behind = share * (now - self.phase_start) - (self.teacher_seconds - self.phase_spent)
+        if behind <= 0:
+            return 0
+        missing = self.pool.capacity - len(self.pool)
+        return min(math.ceil(behind / mean_seconds), missing or self.pool.capacity)
+
+    def leave_out(self, seconds: float) -> None:
+        """Takes time that was not spent on training (an evaluation) out of the teacher's budget."""
+        self.started += seconds
+        self.phase_start += seconds
 
     def _render_frame(self) -> None:
         start = self._clock()

@@ -170,12 +170,10 @@ def teacher_options(parser: str) -> List[str]:
 
 
 def student_options(parser: str) -> List[str]:
-    """A capture fills the whole picture and its teacher is slower: more of the time for it, more and smaller tiles."""
+    """A capture fills the whole picture and its teacher is slower: more of the time for it."""
     if parser == "blender-data":
         return []
-    dataman = "--pipeline.datamanager."
-    options = [f"{dataman}teacher-share", "0.5", f"{dataman}tile-cells", "10", f"{dataman}pool-frames", "2000"]
-    return [*options, f"{dataman}photo-share", "0.3", "--max-num-iterations", "3000"]
+    return ["--pipeline.datamanager.filling-share", "0.4", "--pipeline.datamanager.photo-share", "0.3"]
 
 
 def summary(report: Dict, scene: str) -> Table:

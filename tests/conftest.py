@@ -94,6 +94,7 @@ def tiny_student(capture: Path, folder: Path):
     datamanager = config.pipeline.datamanager
     datamanager.data, datamanager.dataparser = capture, BlenderDataParserConfig(data=capture)
     datamanager.pool_frames, datamanager.initial_frames, datamanager.teacher_share = 4, 2, 0.0
+    datamanager.filling_share = 0.0
     datamanager.windows_per_batch, datamanager.window_cells = 4, 2
     return config
 

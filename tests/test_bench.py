@@ -21,7 +21,7 @@ FOCAL = 0.5 * SIZE / math.tan(0.5 * demo.CAMERA_ANGLE_X)
 
 @pytest.fixture(scope="module")
 def island():
-    return bench.Island(0)
+    return bench.Island(0, side=2)
 
 
 @pytest.fixture(scope="module")

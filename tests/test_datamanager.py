@@ -151,7 +151,7 @@ def test_photo_share_splits_the_batch(build, stub_teacher, capture):
 
 
 def test_without_a_share_only_the_first_views_are_rendered(build, stub_teacher):
-    datamanager = build(teacher_share=0.0)
+    datamanager = build(teacher_share=0.0, filling_share=0.0)
     assert stub_teacher.renders == 0 and stub_teacher.probes == 24
     for step in range(3):
         datamanager.next_train(step)
@@ -164,16 +164,19 @@ def test_the_teacher_renders_within_its_share_of_the_time(build, stub_teacher, m
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     render = stub_teacher.render
     monkeypatch.setattr(stub_teacher, "render", lambda camera: (now.__setitem__(0, now[0] + 1), render(camera))[1])
-    datamanager = build(teacher_share=0.3)
+    datamanager = build(teacher_share=0.3, filling_share=0.5)
     counts = []
-    for step in range(4):
+    for step in range(5):
         datamanager.next_train(step)
         counts.append(datamanager.pool.num_added)
         now[0] += 10
-    # First 2 views count from the first batch: t = 2. In each step n views fall short of 0.3 t; as many, rounded up,
-    # are rendered: t = 12: 3.6 - 2 -> 2, t = 24: 7.2 - 4 -> 4, t = 38: 11.4 - 8 -> 4.
-    assert counts == [2, 4, 8, 12]
-    assert len(datamanager.pool) == 4 and datamanager.statistics()["frames"] == 12
+        if step == 3:  # an evaluation, which is no training time
+            now[0] += 100
+            datamanager.leave_out(100)
+    # First 2 views, at t = 2: 0.5 t - 2 < 0. t = 12: 0.5 t - 2 = 4, but 2 fill the pool. From t = 24 on the full pool's
+    # share counts anew: 0 there, 0.3 * 10 = 3 at t = 34, and 0.3 * 23 - 3 = 3.9, rounded up, at t = 47.
+    assert counts == [2, 4, 4, 7, 11]
+    assert len(datamanager.pool) == 4 and datamanager.statistics()["frames"] == 11
     poses = datamanager.pool.c2w
     assert torch.cdist(poses[:, :, 3], poses[:, :, 3]).fill_diagonal_(1).min() > 1e-3  # new poses each time
 

@@ -96,7 +96,8 @@ def runs(capture, tmp_path_factory) -> SimpleNamespace:
     shared = copy.deepcopy(config)
     shared.pipeline.model.export_when_done = True
     options = shared.pipeline.datamanager
-    options.teacher, options.teacher_share, options.cache_dir = None, 0.9, folder / "cache"
+    options.teacher, options.cache_dir = None, folder / "cache"
+    options.teacher_share = options.filling_share = 0.9
     options.pool_frames, options.initial_frames, options.windows_per_batch = 7, 3, 6
     (folder / "config.pickle").write_bytes(pickle.dumps(shared))  # as nerfstudio hands it to its processes
     output = run_two_processes(folder)
