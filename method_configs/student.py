@@ -1,10 +1,13 @@
 """Students: the full network, a small one for a laptop, and the published recipes as baselines."""
 
+from typing import Optional
+
 from nerfstudio.configs.base_config import ViewerConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 from mobiler2l_ns.datamanager import DistillationDataManagerConfig
+from mobiler2l_ns.finetuning import FineTuningConfig
 from mobiler2l_ns.model import MobileR2LModelConfig
 from mobiler2l_ns.network import NetworkConfig
 from mobiler2l_ns.optimizers import AdamWConfig, MuonConfig
@@ -18,12 +21,15 @@ def student_config(
     model: MobileR2LModelConfig,
     datamanager: DistillationDataManagerConfig,
     optimizers: dict,
+    finetuning: Optional[FineTuningConfig] = None,
     **trainer,
 ) -> DistillationTrainerConfig:
     """A student's recipe; every one differs only in these arguments."""
     return DistillationTrainerConfig(
         method_name=method_name,
-        pipeline=DistillationPipelineConfig(datamanager=datamanager, model=model),
+        pipeline=DistillationPipelineConfig(
+            datamanager=datamanager, model=model, finetuning=finetuning or FineTuningConfig()
+        ),
         optimizers=optimizers,
         viewer=ViewerConfig(default_composite_depth=False),
         **trainer,
@@ -59,6 +65,7 @@ mobiler2l = MethodSpecification(
         MobileR2LModelConfig(),
         data(pool_frames=1000, initial_frames=100, window_cells=10, windows_per_batch=100),
         muon(1e-2, 1e-3, steps=30000),
+        FineTuningConfig(steps=3000, validate_every=200),
         max_num_iterations=30000,
         steps_per_save=2000,
         vis="viewer+tensorboard",
@@ -69,16 +76,20 @@ mobiler2l = MethodSpecification(
 mobiler2l_small = MethodSpecification(
     config=student_config(
         "mobiler2l-small",
-        MobileR2LModelConfig(network=NetworkConfig(depth=24, width=96, sr_widths=(48, 32, 16))),
+        # Fewer octaves than at 100x100 rays: the finest wave should stay several cells of the coarser grid long.
+        MobileR2LModelConfig(
+            network=NetworkConfig(depth=24, width=96, sr_widths=(48, 32, 16)), num_points=12, num_frequencies=4
+        ),
         data(
-            pool_frames=6400,
-            initial_frames=160,
-            tile_cells=10,
+            pool_frames=1600,
+            initial_frames=40,
+            tile_cells=20,
             window_cells=8,
             windows_per_batch=30,
         ),
         muon(2.5e-2, 2e-3, steps=800),
-        max_num_iterations=2500,
+        FineTuningConfig(steps=600),
+        max_num_iterations=4000,
         steps_per_save=500,
         vis="tensorboard",
     ),

@@ -61,7 +61,7 @@ class Setting:
 
 
 SETTINGS = {
-    "cpu": Setting(160, method_configs.mobiler2l_small.config.pipeline.model.network, "mobiler2l-small", 1800, 300, 16),
+    "cpu": Setting(160, method_configs.mobiler2l_small.config.pipeline.model.network, "mobiler2l-small", 1500, 300, 16),
     "gpu": Setting(800, NetworkConfig(), "mobiler2l", 20000, 2000),
 }
 

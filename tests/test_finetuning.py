@@ -48,7 +48,7 @@ class Run:
 
 def test_it_takes_the_end_of_the_run_and_its_own_rate():
     run = Run({80: 20.0, 85: 21.0, 90: 22.0, 95: 23.0, 100: 24.0}).go()
-    assert run.steps == 100 and run.shares == [1.0] and run.weight == 100
+    assert run.steps == 100 and run.shares == [0.8] and run.weight == 100
     assert run.tuning.statistics() == {"steps": 20, "best_step": 20, "psnr_before": 20.0, "psnr_after": 24.0}
     assert run.schedule.factor(79) == pytest.approx(0.1, abs=1e-2) and run.schedule.factor(80) == 0.5
 
