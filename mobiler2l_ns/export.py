@@ -121,7 +121,8 @@ def _report(model, run: dict, checked: dict, config_path: Path) -> dict:
     def column(key: str) -> dict:
         return {name: entry[key] for name, entry in files.items()}
 
-    distillation = config_path.parent / "distillation.json"
+    path = config_path.parent / "distillation.json"
+    distillation = json.loads(path.read_text()) if path.is_file() else {}
     return {
         "run": run,
         "image": {"height": height, "width": width},
@@ -137,7 +138,8 @@ def _report(model, run: dict, checked: dict, config_path: Path) -> dict:
         "size_bytes": column("size_bytes"),
         "latency_ms": column("latency_ms"),
         "operators": column("operators"),
-        "pool": json.loads(distillation.read_text()).get("pool") if distillation.is_file() else None,
+        "pool": distillation.get("pool"),
+        "finetuning": distillation.get("finetuning"),
     }
 
 

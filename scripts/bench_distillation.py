@@ -289,7 +289,7 @@ def compare_recipes(options: Options, setting: Setting) -> Dict:
             report(published)
             config = recipe(setting.ours, setting, scene, outputs)
             config.max_num_iterations = steps // 12
-            short, _ = train(config, seed, score, 5)
+            short, _ = train(config, seed, score, 25)
             report(short, "short")
             # As many steps as fit into the published recipe's seconds; a little less, so that it never takes longer.
             config.max_num_iterations = round(0.85 * published.seconds / short.seconds * short.steps)

@@ -200,6 +200,10 @@ def _cost(report: Dict) -> str:
             f"teacher views: {pool['frames']} in {pool['teacher_seconds']:.0f} s ({share:.0f} % of training), "
             f"{pool['bytes'] / 1e6:.0f} MB in memory, nothing on disk"
         )
+    if tuning := report.get("finetuning"):
+        lines.append(
+            f"fine-tuning on the photos: {tuning['psnr_before']:.2f} -> {tuning['psnr_after']:.2f} dB on those held out"
+        )
     lines.append("seconds: " + ", ".join(f"{stage} {value:.0f}" for stage, value in report["seconds"].items()))
     lines.append(f"peak memory of one process: {report['peak_memory_mb']} MB")
     return "\n".join(lines)
