@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import time
 
@@ -442,3 +443,13 @@ def test_the_teachers_parser_is_taken_over_unless_one_is_given(tmp_path, capture
     assert adopted == BlenderDataParserConfig(data=capture, scale_factor=2.0)
     given = BlenderDataParserConfig(data=capture, scale_factor=3.0)
     assert adopt(copy.deepcopy(given)) == given
+
+
+def test_memory_is_as_announced(build, capsys):
+    datamanager = build(pool_frames=500)
+    text = " ".join(capsys.readouterr().out.split())
+    announced = [float(number) for number in re.findall(r"\(([\d.]+) MB\)", text)]
+    assert len(announced) == 2  # pool and photos
+    assert sum(announced) == pytest.approx(datamanager.statistics()["bytes"] / 1e6, rel=0.1)
+    tensors = [datamanager.pool.images, datamanager.pool.c2w, datamanager.pool.corner, datamanager.photos.images]
+    assert sum(t.numel() * t.element_size() for t in tensors) == datamanager.statistics()["bytes"]
