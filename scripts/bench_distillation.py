@@ -30,6 +30,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.callbacks import TrainingCallbackLocation
+from nerfstudio.utils import writer
 from rich.console import Console
 from rich.table import Table
 from toy_island import diorama
@@ -225,6 +226,7 @@ def train(
             datamanager.leave_out(pause)
         if last:
             break
+    writer.EVENT_WRITERS.clear()  # nerfstudio keeps them for good; the folder that they write to will be gone
     run.seconds = round(run.seconds, 2)
     run.teacher_seconds, run.pool_bytes = datamanager.statistics()["teacher_seconds"], datamanager.statistics()["bytes"]
     return run, trainer

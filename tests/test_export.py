@@ -369,6 +369,8 @@ def write_run(folder, model=None, method="mobiler2l-small"):
 
     model = model or make_student()
     config = copy.deepcopy(mobiler2l_small.config)
+    config.pipeline.model.num_points = model.sampler.num_points
+    config.pipeline.model.num_frequencies = model.embedder.num_frequencies
     config.method_name = method
     config.pipeline.model.network = NetworkConfig(**SMALL)
     checkpoints = folder / config.relative_model_dir
