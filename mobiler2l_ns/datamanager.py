@@ -248,8 +248,9 @@ class DistillationDataManager(CaptureDataManager):
         self._replenish()
         hc, wc = self._window()
         again = [self.hard_windows.draw()] if self.hard_windows else []
-        count = own_share(self.config.windows_per_batch) - sum(len(windows.pixels) for windows in again)
-        num_photos = round(count * self.photo_share) if self.photos is not None else 0
+        num_again, total = sum(len(windows.pixels) for windows in again), self.config.windows_per_batch
+        count, new = own_share(total) - num_again, total - num_again * comms.get_world_size()
+        num_photos = own_share(round(new * self.photo_share)) if self.photos is not None else 0
         parts = []
         if num_photos < count:
             parts.append(self.pool.sample(count - num_photos, hc, wc))

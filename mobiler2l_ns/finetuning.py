@@ -25,7 +25,7 @@ class FineTuningConfig:
     """How many of the run's last steps are for fine-tuning, at most a quarter of the run. 0: none."""
     photo_share: float = 0.8
     """Share of each batch that comes from the real photos meanwhile."""
-    lr_ratio: float = 0.4
+    lr_ratio: float = 0.1
     """Learning rates at its start, as a fraction of the optimizers' lr; they fall on a cosine."""
     validation_photos: int = 8
     """Training photos that are held out of the whole run to score the student on."""
