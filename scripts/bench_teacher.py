@@ -81,7 +81,7 @@ def measure(config_path: Path, photos: PhotoSet, device) -> Dict:
     speed = {name: len(photos) * height * width / value for name, value in seconds.items()}
     return {
         "machine": machine(device),
-        "teacher": str(config_path),
+        "teacher": "/".join(Path(config_path).parts[-4:]),
         "views": len(photos),
         "resolution": [width, height],
         "rays_per_second": {name: round(value) for name, value in speed.items()},
