@@ -74,7 +74,7 @@ def run_two_processes(folder: Path) -> str:
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=300)
     finally:
         process.terminate()  # torchrun ends its workers; it would not get to it if it were killed
     assert process.returncode == 0, output[-4000:]
