@@ -41,6 +41,19 @@ def data(**options) -> DistillationDataManagerConfig:
     return DistillationDataManagerConfig(dataparser=NerfstudioDataParserConfig(), **options)
 
 
+def pseudo_data(**options) -> DistillationDataManagerConfig:
+    """The published methods' data: ten thousand teacher views, all rendered before the first step, and no photos."""
+    return data(
+        pool_frames=10000,
+        initial_frames=10000,
+        teacher_share=0.0,
+        filling_share=0.0,
+        photo_share=0.0,
+        near_far=(2.0, 6.0),
+        **options,
+    )
+
+
 def muon(matrix_lr: float, other_lr: float, steps: int) -> dict:
     """Muon on the convolutions' weights, AdamW on the rest, both on a cosine, with rates for a run of ``steps``."""
     schedule = CosineSchedulerConfig(warmup_steps=10, final_ratio=0.02, reference_steps=steps)
@@ -100,16 +113,7 @@ mobiler2l_paper = MethodSpecification(
     config=student_config(
         "mobiler2l-paper",
         MobileR2LModelConfig(network=NetworkConfig(batch_norm=True), jitter_points=True),
-        data(
-            pool_frames=10000,
-            initial_frames=10000,
-            teacher_share=0.0,
-            filling_share=0.0,
-            photo_share=0.0,
-            windows_per_batch=40,
-            window_cells=None,
-            near_far=(2.0, 6.0),
-        ),
+        pseudo_data(windows_per_batch=40, window_cells=None),
         published_adamw(),
         max_num_iterations=600000,
         steps_per_save=2000,
@@ -127,17 +131,7 @@ r2l = MethodSpecification(
             num_frequencies=10,
             jitter_points=True,
         ),
-        data(
-            pool_frames=10000,
-            initial_frames=10000,
-            teacher_share=0.0,
-            filling_share=0.0,
-            photo_share=0.0,
-            hard_share=0.2,
-            windows_per_batch=98304,
-            window_cells=1,
-            near_far=(2.0, 6.0),
-        ),
+        pseudo_data(hard_share=0.2, windows_per_batch=98304, window_cells=1),
         # R2L decays exponentially, by ten in 500,000 steps: to 0.004 at the end, which the cosine reaches too.
         published_adamw(weight_decay=0.0, final_ratio=0.004),
         max_num_iterations=1200000,

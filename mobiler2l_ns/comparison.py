@@ -54,14 +54,13 @@ def compare(config_path: Path, folder: Path, num_views: int) -> Dict:
     photos = load_photos(dataset, *model.size, model.upscale, "cpu", limit=num_views)
     renderer, teacher = Renderer(folder), _load_teacher(config.pipeline.datamanager.teacher)
     views = []
-    for i in track(range(len(photos)), "Rendering held-out views", console=CONSOLE, transient=True):
-        camera = photos.cameras[i : i + 1]
-        pictures = {"photo": photos.images[i].float() / 255}
+    for camera, photo in track(photos, "Rendering held-out views", console=CONSOLE, transient=True):
+        pictures = {"photo": photo}
         if teacher is not None:
             pictures["teacher"] = teacher.render(camera)
         pictures["student"] = model.get_outputs_for_camera(camera)["rgb"]
         pictures["onnx"] = _render_files(renderer, model, camera)
-        views.append(View(f"view {i + 1}", pictures))
+        views.append(View(f"view {len(views) + 1}", pictures))
     height, width = model.size
     draw_comparison(views, f"{config.experiment_name}, held-out views at {width}x{height}").save(
         folder / "comparison.png"

@@ -148,10 +148,11 @@ class DistillationDataManager(CaptureDataManager):
         tile_cells = self.config.tile_cells or max(height, width)
         tile = min(height, tile_cells * upscale), min(width, tile_cells * upscale)
         capacity = max(1, own_share(self.config.pool_frames))
-        self._announce(focal, tile, capacity)
+        needs_photos = self.config.photo_share > 0 or self.config.validation_photos > 0
+        self._announce(focal, tile, capacity, len(self.train_dataset) if needs_photos else 0)
         if self.teacher_is_of_other_data:
             self._check_same_scene()
-        if self.config.photo_share > 0 or self.config.validation_photos:
+        if needs_photos:
             self.photos = load_photos(self.train_dataset, height, width, upscale, self.device)
             if 0 < self.config.validation_photos < len(self.photos):
                 self.photos, self.validation = self.photos.hold_out(self.config.validation_photos)
@@ -182,8 +183,8 @@ class DistillationDataManager(CaptureDataManager):
         """Compares small teacher views with photos; a teacher of another scene is worse than one flat colour."""
         height, width = (max(8, round(48 * side / max(self.size))) for side in self.size)
         photos = load_photos(self.train_dataset, height, width, 1, self.device, limit=4)
-        target = photos.images.float() / 255
-        views = torch.stack([self.teacher.render(photos.cameras[i : i + 1]) for i in range(len(photos))]).to(target)
+        target = torch.stack([photo for _, photo in photos])
+        views = torch.stack([self.teacher.render(camera) for camera, _ in photos]).to(target)
         if (views - target).square().mean() > (target - target.mean(dim=(0, 1, 2))).square().mean():
             raise UserError(
                 f"{self.config.teacher} shows another scene than the photos in {self.get_datapath()}: pass a teacher "
@@ -220,13 +221,12 @@ class DistillationDataManager(CaptureDataManager):
         num_hard = int(share * count)
         return HardWindows(num_hard, HARD_BATCHES * count) if num_hard else None
 
-    def _announce(self, focal: float, tile: Tuple[int, int], capacity: int) -> None:
+    def _announce(self, focal: float, tile: Tuple[int, int], capacity: int, num_photos: int) -> None:
         if not comms.is_main_process():
             return
         (height, width), (tile_h, tile_w) = self.size, tile
         pool = capacity * tile_h * tile_w * 3
-        wanted = self.config.photo_share > 0 or self.config.validation_photos > 0
-        photos = len(self.train_dataset) * height * width * 3 if wanted else 0
+        photos = num_photos * height * width * 3
         where = f"also kept in {self.config.cache_dir}" if self.config.cache_dir else "nothing is written to disk"
         each = f" of each of {comms.get_world_size()} processes" if comms.get_world_size() > 1 else ""
         CONSOLE.print(

@@ -66,11 +66,8 @@ class DistillationPipeline(VanillaPipeline):
 
     def validation_psnr(self) -> float:
         """PSNR in dB on the photos that are held out of the whole run."""
-        photos, render = self.datamanager.validation, self.model.get_outputs_for_camera
-        scores = [
-            psnr(render(photos.cameras[i : i + 1])["rgb"].clamp(0, 1), photos.images[i].float() / 255)
-            for i in range(len(photos))
-        ]
+        render = self.model.get_outputs_for_camera
+        scores = [psnr(render(camera)["rgb"].clamp(0, 1), photo) for camera, photo in self.datamanager.validation]
         return sum(scores) / len(scores)
 
     def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> List[TrainingCallback]:

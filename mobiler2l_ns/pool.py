@@ -8,7 +8,7 @@ H, W: pixels of a stored picture; s: upscale factor; B: batch; hc, wc: cells of 
 
 import json
 from pathlib import Path
-from typing import NamedTuple, Optional, Tuple
+from typing import Iterator, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
@@ -56,6 +56,11 @@ class PhotoSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __iter__(self) -> Iterator[Tuple[Cameras, Float[Tensor, "H W 3"]]]:
+        """Each photo's camera (1,) and its colours in 0..1."""
+        for i in range(len(self)):
+            yield self.cameras[i : i + 1], self.images[i].float() / 255
 
     @property
     def nbytes(self) -> int:

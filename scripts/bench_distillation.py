@@ -11,7 +11,6 @@ held-out views is left out. Held-out views are never used for a decision.
 
 import copy
 import json
-import platform
 import random
 import resource
 import sys
@@ -25,6 +24,7 @@ from typing import Callable, Dict, List, Literal, Optional, Tuple
 import numpy as np
 import torch
 import tyro
+from bench_teacher import device_name
 from make_demo_scene import CAMERA_ANGLE_X, Scene, cameras, make_demo_scene
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
@@ -37,6 +37,7 @@ from toy_island import diorama
 
 from mobiler2l_ns import method_configs
 from mobiler2l_ns.cameras import cell_centres, pinhole_cameras, rays_at
+from mobiler2l_ns.comparison import held_out_dataset
 from mobiler2l_ns.datamanager import DistillationDataManager, load_photos
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.metrics import psnr, ssim
@@ -202,12 +203,11 @@ def train(
     for step in range(steps):
         trainer.step = step
         trainer.pipeline.train()
-        for location, act in (("BEFORE", None), ("STEP", trainer.train_iteration), ("AFTER", None)):
-            if act is not None:
-                act(step)
-                continue
-            for callback in trainer.callbacks:
-                callback.run_callback_at_location(step, TrainingCallbackLocation[f"{location}_TRAIN_ITERATION"])
+        for callback in trainer.callbacks:
+            callback.run_callback_at_location(step, TrainingCallbackLocation.BEFORE_TRAIN_ITERATION)
+        trainer.train_iteration(step)
+        for callback in trainer.callbacks:
+            callback.run_callback_at_location(step, TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
         last = step + 1 == steps or trainer.stop_training
         if last or step + 1 in also_at or (step + 1) * num_scores // steps > step * num_scores // steps:
             pause = time.perf_counter()
@@ -235,19 +235,29 @@ def train(
 # -- recipes on the exact scene ---------------------------------------------------------------------------------------
 
 
+def device_type() -> str:
+    """Where everything runs."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def method_config(method: str, data: Path, parser, outputs: Path) -> DistillationTrainerConfig:
+    """A method's config for a capture, without export."""
+    config = copy.deepcopy(getattr(method_configs, method.replace("-", "_")).config)
+    config.machine.device_type, config.vis = device_type(), "tensorboard"
+    config.data, config.output_dir, config.pipeline.model.export_when_done = data, outputs, False
+    config.pipeline.datamanager.data, config.pipeline.datamanager.dataparser = data, parser
+    return config
+
+
 def recipe(method: str, setting: Setting, scene: Path, outputs: Path) -> DistillationTrainerConfig:
     """A method's config for the exact scene: its own recipe, the setting's network, no photos."""
-    config = copy.deepcopy(getattr(method_configs, method.replace("-", "_")).config)
-    config.machine.device_type = "cuda" if torch.cuda.is_available() else "cpu"
-    config.output_dir, config.data, config.vis = outputs, scene, "tensorboard"
-    config.pipeline.model.export_when_done = False
+    config = method_config(method, scene, BlenderDataParserConfig(data=scene), outputs)
     old, network = config.pipeline.model.network, copy.deepcopy(setting.network)
     network.batch_norm, network.activation = old.batch_norm, old.activation
     config.pipeline.model.network = network
     config.pipeline.finetuning.steps = 0
     datamanager = config.pipeline.datamanager
     datamanager._target, datamanager.photo_share = IslandDataManager, 0.0
-    datamanager.data, datamanager.dataparser = scene, BlenderDataParserConfig(data=scene)
     datamanager.teacher = scene / "config.yml"  # only a name: the data manager brings its own teacher
     return config
 
@@ -345,33 +355,28 @@ def recipe_table(results: Dict) -> Table:
 
 def measure_capture(options: Options) -> Dict:
     """Trains our student on a capture and returns everything for the JSON file."""
-    config = copy.deepcopy(getattr(method_configs, options.method.replace("-", "_")).config)
     data = options.data.resolve()
     is_blender = (data / "transforms_train.json").is_file()
     parser = BlenderDataParserConfig(data=data) if is_blender else NerfstudioDataParserConfig(data=data)
-    config.data, config.machine.device_type = data, "cuda" if torch.cuda.is_available() else "cpu"
-    config.vis, config.pipeline.model.export_when_done = "tensorboard", False
-    config.max_num_iterations = options.steps or config.max_num_iterations
-    datamanager = config.pipeline.datamanager
-    datamanager.data, datamanager.dataparser = data, parser
-    datamanager.teacher, datamanager.image_size = options.teacher, options.image_size
-    first = config.max_num_iterations - config.pipeline.finetuning.steps_of(config.max_num_iterations)
     photos = None
 
     def score(trainer: DistillationTrainer) -> float:
         nonlocal photos
-        model, manager = trainer.pipeline.model, trainer.pipeline.datamanager
+        model = trainer.pipeline.model
         if photos is None:
-            split = manager.dataset_type(dataparser_outputs=manager.dataparser.get_dataparser_outputs(split="test"))
-            photos = load_photos(split, *model.size, model.upscale, model.device)
+            photos = load_photos(held_out_dataset(trainer.config), *model.size, model.upscale, model.device)
         return float(np.mean([psnr(*pair) for pair in pictures(model.get_outputs_for_camera, photos, "rgb")]))
 
     with tempfile.TemporaryDirectory() as folder:
-        config.output_dir = Path(folder)
+        config = method_config(options.method, data, parser, Path(folder))
+        config.max_num_iterations = options.steps or config.max_num_iterations
+        datamanager = config.pipeline.datamanager
+        datamanager.teacher, datamanager.image_size = options.teacher, options.image_size
+        first = config.max_num_iterations - config.pipeline.finetuning.steps_of(config.max_num_iterations)
         run, trainer = train(config, options.seeds[0], score, 12, also_at=(first,))
         written = sum(path.stat().st_size for path in Path(folder).rglob("*.np*"))
         teacher = trainer.pipeline.datamanager.teacher
-        shown = [(picture, photo) for picture, photo in pictures(teacher.render, photos)]
+        shown = list(pictures(teacher.render, photos))
     model, statistics = trainer.pipeline.model, trainer.pipeline.datamanager.statistics()
     finished = list(pictures(model.eval().get_outputs_for_camera, photos, "rgb"))
     last_third = [point.psnr for point in run.curve if point.step > 2 / 3 * run.curve[-1].step]
@@ -395,11 +400,11 @@ def measure_capture(options: Options) -> Dict:
 
 def pictures(render: Callable, photos, output: Optional[str] = None):
     """Pairs of a rendered picture and its photo, (H, W, 3) each."""
-    for i in range(len(photos)):
+    for camera, photo in photos:
         with torch.no_grad():
-            picture = render(photos.cameras[i : i + 1])
+            picture = render(camera)
         picture = picture if output is None else picture[output]
-        yield picture.cpu().clamp(0, 1), photos.images[i].cpu().float() / 255
+        yield picture.cpu().clamp(0, 1), photo.cpu()
 
 
 def mean(metric: Callable, pairs: List[Tuple[torch.Tensor, torch.Tensor]]) -> float:
@@ -428,13 +433,8 @@ def capture_table(results: Dict) -> Table:
 
 def machine() -> Dict:
     """What the figures were measured on."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = models[0] if models else name
     return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else name,
+        "device": device_name(torch.device(device_type())),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),

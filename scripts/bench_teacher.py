@@ -70,11 +70,10 @@ def measure(config_path: Path, photos: PhotoSet, device) -> Dict:
     seconds, quality = dict.fromkeys(renderers, 0.0), dict.fromkeys(renderers, 0.0)
     for render in renderers.values():
         render(photos.cameras[:1])  # the first picture pays for what is set up once
-    for i in track(range(len(photos)), "Rendering held-out views", console=console, transient=True):
-        target = photos.images[i].float() / 255
+    for camera, target in track(photos, "Rendering held-out views", console=console, transient=True):
         for name, render in renderers.items():
             start = _now(device)
-            picture = render(photos.cameras[i : i + 1])
+            picture = render(camera)
             seconds[name] += _now(device) - start
             quality[name] += psnr(picture, target) / len(photos)
     height, width = photos.images.shape[1:3]
@@ -101,15 +100,18 @@ def _now(device) -> float:
 def machine(device) -> Dict:
     """What the figures belong to: the GPU, or the CPU with its cores and the threads that torch uses."""
     if device.type == "cuda":
-        return {"gpu": torch.cuda.get_device_name(device)}
+        return {"gpu": device_name(device)}
+    return {"cpu": device_name(device), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+
+
+def device_name(device) -> str:
+    """What the maker calls a GPU, or else the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def peak_memory(device) -> int:
