@@ -101,7 +101,7 @@ mobiler2l_small = MethodSpecification(
             windows_per_batch=30,
         ),
         muon(2.5e-2, 2e-3, steps=800),
-        FineTuningConfig(steps=600),
+        FineTuningConfig(steps=1000, validate_every=100),
         max_num_iterations=4000,
         steps_per_save=500,
         vis="tensorboard",

@@ -1,8 +1,9 @@
 """The last part of a run: the student learns from the real photos, beyond what its teacher knows.
 
 A teacher's errors are a limit for whatever is distilled from it. R2L gained 1.4 dB by going on with the photos alone
-(Wang et al., ECCV 2022, Table 2); few photos are soon learned by heart, so some of them are held out, the student is
-scored on those, and its best weights are kept: those from before fine-tuning if nothing was better.
+(Wang et al., ECCV 2022, Table 2). Here the photos take over most of each batch while the learning rates go on falling
+as they did. Few photos are soon learned by heart, so some of them are held out, the student is scored on those, and
+its best weights are kept: those from before fine-tuning if nothing was better.
 """
 
 import copy
@@ -14,8 +15,6 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocati
 from nerfstudio.engine.trainer import Trainer
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from mobiler2l_ns.schedulers import CosineLR
-
 
 @dataclass
 class FineTuningConfig:
@@ -25,8 +24,6 @@ class FineTuningConfig:
     """How many of the run's last steps are for fine-tuning, at most a quarter of the run. 0: none."""
     photo_share: float = 0.8
     """Share of each batch that comes from the real photos meanwhile."""
-    lr_ratio: float = 0.1
-    """Learning rates at its start, as a fraction of the optimizers' lr; they fall on a cosine."""
     validation_photos: int = 8
     """Training photos that are held out of the whole run to score the student on."""
     validate_every: int = 50
@@ -44,7 +41,7 @@ class FineTuning:
 
     Args:
         config: Its options.
-        trainer: Its optimizers' schedules are split in two: distillation, then fine-tuning.
+        trainer: Whose last steps are used.
         score: PSNR on the held-out photos, in dB.
         use_photos: Tells the datamanager the new share of photos.
 
@@ -65,9 +62,6 @@ class FineTuning:
         self.first = self.last + 1 - config.steps_of(trainer.config.max_num_iterations)
         self.scores: Dict[int, float] = {}
         self.best: Optional[dict] = None
-        for scheduler in trainer.optimizers.schedulers.values():
-            if isinstance(scheduler, CosineLR):
-                scheduler.tune(self.first, self.last + 1, config.lr_ratio)
 
     def callbacks(self) -> List[TrainingCallback]:
         """What nerfstudio's trainer calls around each step."""

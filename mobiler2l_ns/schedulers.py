@@ -6,7 +6,7 @@ nerfstudio's own decay schedulers put numpy scalars into checkpoints, which torc
 
 import math
 from dataclasses import dataclass, field
-from typing import Optional, Tuple, Type
+from typing import Optional, Type
 
 from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
 from torch.optim import Optimizer
@@ -46,7 +46,6 @@ class CosineLR(LRScheduler):
 
     Attributes:
         max_steps: Last step of the decay; None until ``end_at`` says how long the run is (until then no decay).
-        tuning: First step, end, and rate ratio of a second decay, if ``tune`` asked for one.
     """
 
     def __init__(
@@ -59,18 +58,12 @@ class CosineLR(LRScheduler):
     ):
         self.warmup_steps, self.final_ratio, self.max_steps = warmup_steps, final_ratio, max_steps
         self.reference_steps = reference_steps
-        self.tuning: Optional[Tuple[int, int, float]] = None
         super().__init__(optimizer)
 
     def end_at(self, step: int) -> None:
         """Sets the decay's end where the config left it open."""
         if self.max_steps is None:
             self.max_steps = step
-
-    def tune(self, first: int, end: int, ratio: float) -> None:
-        """Ends the decay at step ``first`` and appends another, from ``ratio`` of the rate, that ends at ``end``."""
-        self.end_at(first)
-        self.tuning = (first, end, ratio)
 
     def factor(self, step: int) -> float:
         """The rate at ``step`` as a fraction of the optimizer's lr."""
@@ -84,15 +77,11 @@ class CosineLR(LRScheduler):
         return min(MAX_PEAK, math.sqrt(self.reference_steps / self.max_steps))
 
     def _shape(self, step: int) -> float:
-        if self.tuning is not None and step >= self.tuning[0]:
-            first, end, ratio = self.tuning
-            return ratio * self._cosine(step, first, end)
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
-        return 1.0 if self.max_steps is None else self._cosine(step, self.warmup_steps, self.max_steps)
-
-    def _cosine(self, step: int, first: int, end: int) -> float:
-        progress = min(1.0, (step - first) / max(1, end - first))
+        if self.max_steps is None:
+            return 1.0
+        progress = min(1.0, (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps))
         return self.final_ratio + (1 - self.final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 
     def get_lr(self) -> list[float]:

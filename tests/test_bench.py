@@ -80,3 +80,23 @@ def test_a_missing_capture_ends_in_a_sentence(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["bench", "--data", "nowhere"])
     with pytest.raises(UserError, match="no folder nowhere"):
         bench.main()
+
+
+def test_a_real_teacher_and_photos(workspace, capture, tmp_path, monkeypatch):
+    """Twelve steps, the last three of them fine-tuning: figures of held-out photos, nothing on disk."""
+    (teacher,) = (workspace / "outputs" / capture.name / "mobiler2l-teacher-small").glob("*/config.yml")
+    arguments = ["--data", str(capture), "--teacher", str(teacher), "--steps", "12", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+    bench.main()
+    results = json.loads((tmp_path / "distillation-capture.json").read_text())
+    assert (results["resolution"], results["held_out_photos"]) == ("32x32", 2)
+    assert results["gap_db"] == pytest.approx(results["psnr"]["teacher"] - results["psnr"]["student"], abs=2e-3)
+    (run,) = results["runs"]
+    assert [point["step"] for point in run["curve"]] == list(range(1, 13))
+    before = run["curve"][8]["psnr"]
+    assert results["fine_tuning"] == {"held_out_before": before, "held_out_after": run["curve"][-1]["psnr"]}
+    assert results["psnr"]["student"] == pytest.approx(run["curve"][-1]["psnr"], abs=1e-3)
+    assert results["pseudo_data_bytes_on_disk"] == 0 and results["pool_bytes"] > 0
+    last_third = [point["psnr"] for point in run["curve"][8:]]
+    falls = [a - b for a, b in zip(last_third, last_third[1:])]
+    assert results["largest_fall_in_last_third_db"] == pytest.approx(max(0.0, *falls), abs=2e-3)

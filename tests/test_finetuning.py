@@ -2,14 +2,12 @@
 
 from types import SimpleNamespace
 
-import pytest
 import torch
 
 from mobiler2l_ns import datamanager as module
 from mobiler2l_ns.datamanager import DistillationDataManager
 from mobiler2l_ns.finetuning import FineTuning, FineTuningConfig
 from mobiler2l_ns.pool import PhotoSet
-from mobiler2l_ns.schedulers import CosineLR
 
 
 class Run:
@@ -18,16 +16,13 @@ class Run:
     def __init__(self, scores: dict, **options):
         self.model = torch.nn.Linear(1, 1, bias=False)
         self.shares = []
-        optimizer = torch.optim.SGD(self.model.parameters(), lr=1.0)
-        self.schedule = CosineLR(optimizer, 0, 0.1, None)
         self.trainer = SimpleNamespace(
             _start_step=0,
             config=SimpleNamespace(max_num_iterations=100),
-            optimizers=SimpleNamespace(schedulers={"all": self.schedule}),
             pipeline=SimpleNamespace(model=self.model),
             stop_training=False,
         )
-        config = FineTuningConfig(steps=20, validate_every=5, patience=2, lr_ratio=0.5, **options)
+        config = FineTuningConfig(steps=20, validate_every=5, patience=2, **options)
         self.tuning = FineTuning(config, self.trainer, lambda: scores[self.weight], self.shares.append)
 
     @property
@@ -46,11 +41,10 @@ class Run:
         return self
 
 
-def test_it_takes_the_end_of_the_run_and_its_own_rate():
+def test_it_takes_the_end_of_the_run():
     run = Run({80: 20.0, 85: 21.0, 90: 22.0, 95: 23.0, 100: 24.0}).go()
     assert run.steps == 100 and run.shares == [0.8] and run.weight == 100
     assert run.tuning.statistics() == {"steps": 20, "best_step": 20, "psnr_before": 20.0, "psnr_after": 24.0}
-    assert run.schedule.factor(79) == pytest.approx(0.1, abs=1e-2) and run.schedule.factor(80) == 0.5
 
 
 def test_weights_from_before_come_back_where_photos_do_harm():

@@ -1,7 +1,5 @@
 """Muon and the cosine schedule, in numbers worked by hand."""
 
-import math
-
 import pytest
 import torch
 
@@ -179,14 +177,6 @@ def test_longer_runs_take_smaller_steps():
         _, schedule = make_schedule(max_steps=max_steps, reference_steps=100, warmup_steps=0)
         assert schedule.factor(0) == pytest.approx(peak)
         assert schedule.factor(max_steps) == pytest.approx(0.1 * peak)
-
-
-def test_fine_tuning_starts_a_second_cosine():
-    """0.5 of the rate at step 12, 0.5 * 0.55 half-way to step 20, 0.5 * 0.1 at its end."""
-    _, schedule = make_schedule()
-    schedule.tune(12, 20, 0.5)
-    expected = {8: 0.55, 11: 0.1 + 0.45 * (1 + math.cos(math.pi * 7 / 8)), 12: 0.5, 16: 0.275, 20: 0.05}
-    assert {step: schedule.factor(step) for step in expected} == pytest.approx(expected)
 
 
 def test_state_is_plain_and_loads_with_weights_only(tmp_path):
