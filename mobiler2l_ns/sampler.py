@@ -7,6 +7,7 @@ camera plane, as in Snap's Lens template and in MobileR2L (Cao et al. 2023, Sec.
 from typing import Optional
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -83,8 +84,9 @@ class Sampler(nn.Module):
     def forward(self, c2w33: Tensor, c2w13: Tensor) -> Tensor:
         """Points of one camera.
 
-        Every product broadcasts along the rows only: the widest that SnapML documents. Columns are sliced, and the
-        third is added times -1, because SnapML documents neither Gather nor Sub.
+        Axes travel as channels, rays as columns: every product then stretches one operand along the columns alone,
+        the widest that SnapML documents, and a convolution with constant weights puts all K points on a ray at once.
+        Columns are sliced, and the third is added times -1, because SnapML documents neither Gather nor Sub.
 
         Args:
             c2w33: (1, 1, 3, 3) rotation, camera to world.
@@ -94,6 +96,9 @@ class Sampler(nn.Module):
             (1, 1, h*w, 3K).
         """
         x, y, _ = self.directions().unbind(-1)
-        right, up, back = (c2w33[..., axis : axis + 1].reshape(1, 1, 1, 3) for axis in range(3))
-        x, y = (part[:, None].repeat(1, 3)[None, None] for part in (x, y))  # (1, 1, h*w, 3)
-        return self.points(c2w13, x * right + y * up + back * -1.0)
+        x, y = (part.expand(3, -1)[None, :, None] for part in (x, y))  # (1, 3, 1, h*w)
+        right, up, back = (c2w33[..., axis : axis + 1].transpose(1, 2) for axis in range(3))  # (1, 3, 1, 1)
+        rays_d = x * right + y * up + back * -1.0
+        along = self.depths[:, None, None] * torch.eye(3, dtype=x.dtype, device=x.device)  # (K, 3, 3)
+        origins = torch.cat([c2w13.transpose(1, 3)] * self.num_points, dim=1)  # (1, 3K, 1, 1)
+        return (F.conv2d(rays_d, along.reshape(-1, 3, 1, 1)) + origins).permute(0, 2, 3, 1)
