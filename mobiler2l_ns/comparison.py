@@ -14,9 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 from torch import Tensor
 
-from mobiler2l_ns.cameras import student_rays, student_view
+from mobiler2l_ns.cameras import pinhole_cameras, student_rays, student_view
 from mobiler2l_ns.capture import check_cameras
-from mobiler2l_ns.checkpoints import load_model, read_config
 from mobiler2l_ns.datamanager import load_photos
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.metrics import psnr, ssim
@@ -34,32 +33,35 @@ class View(NamedTuple):
     pictures: Dict[str, Tensor]
 
 
-def compare(config_path: Path, folder: Path, num_views: int) -> Dict:
+def compare(config, model, folder: Path, num_views: int) -> Dict:
     """Renders held-out views, writes ``comparison.png`` into ``folder`` and returns figures for report.json.
 
     Args:
-        config_path: The student run's config.yml; its data set must be readable, its teacher need not be.
-        folder: Exported files.
+        config: The student run's config; its data set must be readable, its teacher need not be.
+        model: The student, on the CPU.
+        folder: An export; without its onnx folder, the files are not in the picture.
         num_views: How many held-out views, spread evenly over the split.
 
     Returns:
-        ``psnr`` and ``ssim``: means over the views, by column, against the photos; ``evaluation``: what was compared.
+        ``psnr`` and ``ssim``: means over the views, by column, against the photos; ``evaluation``: what was compared;
+        ``precision_loss_db``: how much of the student's PSNR pipeline.onnx loses, both through an ideal pinhole.
 
     Raises:
         UserError: The run's data set cannot be read.
     """
-    config = read_config(config_path)
-    model, _ = load_model(config_path, "cpu")
     dataset = held_out_dataset(config)
     photos = load_photos(dataset, *model.size, model.upscale, "cpu", limit=num_views)
-    renderer, teacher = Renderer(folder), _load_teacher(config.pipeline.datamanager.teacher)
-    views = []
+    renderer = Renderer(folder, num_threads=torch.get_num_threads()) if (folder / "onnx").is_dir() else None
+    teacher = _load_teacher(config.pipeline.datamanager.teacher)
+    views, losses = [], []
     for camera, photo in track(photos, "Rendering held-out views", console=CONSOLE, transient=True):
         pictures = {"photo": photo}
         if teacher is not None:
             pictures["teacher"] = teacher.render(camera)
         pictures["student"] = model.get_outputs_for_camera(camera)["rgb"]
-        pictures["onnx"] = _render_files(renderer, model, camera)
+        if renderer is not None:
+            pictures["onnx"] = _render_files(renderer, model, camera)
+            losses.append(_precision_loss(renderer, model, camera, photo))
         views.append(View(f"view {len(views) + 1}", pictures))
     height, width = model.size
     draw_comparison(views, f"{config.experiment_name}, held-out views at {width}x{height}").save(
@@ -70,6 +72,7 @@ def compare(config_path: Path, folder: Path, num_views: int) -> Dict:
         "psnr": {c: _mean(psnr(v.pictures[c], v.pictures["photo"]) for v in views) for c in columns},
         "ssim": {c: _mean(ssim(v.pictures[c], v.pictures["photo"]) for v in views) for c in columns},
         "evaluation": {"views": len(views), "split": "test", "width": width, "height": height},
+        **({"precision_loss_db": _mean(losses)} if losses else {}),
     }
 
 
@@ -101,6 +104,19 @@ def _render_files(renderer: Renderer, model, camera) -> Tensor:
     rays_o, rays_d = student_rays(student_view(camera, model.focal, model.upscale).rays)
     points = model.sampler.points(rays_o, rays_d).reshape(1, 1, -1, 3 * model.config.num_points)
     return torch.from_numpy(renderer.render_points(points.numpy()))
+
+
+@torch.no_grad()
+def _precision_loss(renderer: Renderer, model, camera, photo: Tensor) -> float:
+    """How many dB of PSNR against a photo pipeline.onnx loses to the student itself, at the photo's pose.
+
+    Both see it through the student's own pinhole: what the photo's lens does to them is the same.
+    """
+    c2w = camera.camera_to_worlds[0].cpu()
+    pinhole = pinhole_cameras(c2w[None], model.focal, *model.size)
+    exact = model.render_rays(*student_rays(student_view(pinhole, model.focal, model.upscale).rays))[0, :3]
+    found = torch.from_numpy(renderer.render(c2w.numpy()))
+    return psnr(exact.permute(1, 2, 0), photo) - psnr(found, photo)
 
 
 def _mean(values) -> float:

@@ -32,6 +32,7 @@ from mobiler2l_ns.hard_examples import HardWindows
 from mobiler2l_ns.pool import FramePool, PhotoSet, Windows
 from mobiler2l_ns.poses import OrbitPoses, PoseKind, PoseSampler, fit_poses
 from mobiler2l_ns.teacher import FrozenTeacher, Teacher, depth_range, resolve_teacher
+from mobiler2l_ns.viewing_range import spread_viewpoints
 
 HARD_BATCHES = 20  # R2L keeps as many hard rays as 20 batches have rays
 
@@ -159,6 +160,7 @@ class DistillationDataManager(CaptureDataManager):
         near, far = from_main(lambda: self._near_far(focal))
         self.train_dataset.metadata["student_camera"] = {
             "height": height, "width": width, "focal": focal, "near": near, "far": far, **self._focus(),
+            "viewpoints": spread_viewpoints(self.train_dataset.cameras.camera_to_worlds),
         }  # fmt: skip
         identity = f"{self.config.teacher} step {getattr(self.teacher, 'step', 0)} {height}x{width} focal {focal:.3f}"
         cache = self.config.cache_dir

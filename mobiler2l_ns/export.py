@@ -1,88 +1,189 @@
-"""``ns-export-mobiler2l``: a trained student as verified ONNX files with a report. All or nothing is written.
-
-report.json lists the files beside it, so that a later export of the same run knows what it may replace.
-"""
+"""``ns-export-mobiler2l``: a trained student as verified files for every place where people look, with a report."""
 
 import json
-import os
-import shutil
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Optional, Set, Tuple
+from typing import Dict, Literal, Optional, Tuple
 
 import torch
 import tyro
 
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.output_folder import REPORT, files_of, move_into_place, replaceable_files, staging_folder
+from mobiler2l_ns.pose_graph import OUTPUT_NAMES, Outputs
+from mobiler2l_ns.precision import Precision
 
-REPORT = "report.json"
+Target = Literal["onnx", "snap", "web", "coreml"]
+LARGEST_LOSS = 0.3  # dB against photos; a file of fewer bits that loses more is reported as such
 _NUM_VERIFIED_POSES = 2
 
 
 @dataclass
 class ExportMobileR2L:
-    """Exports a trained student as ONNX files, checks each against torch, and compares pictures with the photos."""
+    """Exports a trained student, checks each file against torch, and compares pictures with the photos."""
 
     load_config: Path
-    """The student's config.yml."""
+    """The student's config.yml, or its folder."""
     output_dir: Path
-    """Folder for the files; made if it is not there."""
+    """Folder for the files, one folder a target in it; made if it is not there."""
+    targets: Tuple[Target, ...] = ("onnx", "snap")
+    """onnx: onnxruntime and everything that reads ONNX. snap: Lens Studio. web: a page that renders in the browser.
+    coreml: an .mlpackage (needs coremltools)."""
+    precision: Precision = "fp32"
+    """Of the network in onnx/pipeline.onnx and the web page. int8 is calibrated on poses of the capture."""
+    outputs: Outputs = "rgb"
+    """What pipeline.onnx and the .mlpackage return: rgb, and alpha and depth of a student that has them."""
+    opset: int = 20
+    """Opset of onnx/pipeline.onnx; the other ONNX files have 11, the web page's 20."""
+    ort_dist: Optional[Path] = None
+    """The dist folder of npm's onnxruntime-web: the web page then works offline."""
     num_views: int = 4
     """Photos to render again and compare; 0 skips that and needs no data set."""
     overwrite: bool = False
     """Replace what the folder holds of another export, and write beside files that are not ours."""
 
     def main(self) -> None:
-        """Runs the export and says what to do next."""
-        export_run(self.load_config, self.output_dir, self.num_views, self.overwrite)
+        """Exports and says what to do next."""
+        self.export()
         from nerfstudio.utils.rich_utils import CONSOLE
 
-        CONSOLE.print(
-            f"Next: look at the student with `ns-viewer --load-config {self.load_config}`. Render it in Python with "
-            f"`mobiler2l_ns.runtime.Renderer('{self.output_dir}').render(c2w)`, with numpy and onnxruntime alone. "
-            "For a Lens, import Sampler.onnx, Embedder.onnx and MobileR2L_SnapGELU.onnx, and paste the numbers of "
-            "intrinsics.json into the script."
-        )
+        hints = [f"Next: look at the student with `ns-viewer --load-config {self.load_config}`."]
+        hints += [_HINTS[target].format(folder=self.output_dir / target) for target in self.targets]
+        CONSOLE.print("\n".join(hints))
+
+    def export(self) -> Dict[str, object]:
+        """Writes and verifies everything; until it is verified, nothing in output_dir changes.
+
+        Returns:
+            The content of report.json.
+
+        Raises:
+            UserError: The run is no trained student, too large or without what was asked for; a file differs from it;
+                or output_dir cannot be written.
+        """
+        from mobiler2l_ns.verification import check_parity, print_table
+
+        config_path = self.load_config / "config.yml" if self.load_config.is_dir() else self.load_config
+        config_path = config_path.resolve()
+        output_dir = self.output_dir.expanduser().resolve()  # beside the real folder: renames must not cross disks
+        self._check_options()
+        config, model, step = load_student(config_path)
+        self._check_student(model, config_path)
+        try:
+            ours = replaceable_files(output_dir, config_path, self.overwrite)
+            with staging_folder(output_dir) as staging:
+                files = self._write_and_verify(model, config, staging)
+                check_parity(files, output_dir)
+                run = {"config": str(config_path), "step": step, "method": config.method_name}
+                report = {"run": run, **_figures(model, files, config_path), **self._pictures(config, model, staging)}
+                report["files"] = sorted(files_of(staging) | {REPORT})
+                (staging / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+                move_into_place(staging, output_dir, ours)
+        except OSError as error:
+            raise UserError(f"{output_dir} cannot be written ({error}): pass another --output-dir.") from None
+        print_table(report, files)
+        return report
+
+    def _check_options(self) -> None:
+        from mobiler2l_ns.onnx_files import OPSETS
+
+        if not self.targets:
+            raise UserError("there is nothing to export: name at least one of onnx, snap, web and coreml as --targets.")
+        if self.opset not in OPSETS:
+            raise UserError(f"--opset {self.opset} cannot be written: pass one from {OPSETS[0]} to {OPSETS[-1]}.")
+        if "coreml" in self.targets:
+            from mobiler2l_ns.coreml_files import import_coremltools
+
+            import_coremltools()
+        if "web" in self.targets:
+            from mobiler2l_ns.web_files import check_web_options
+
+            check_web_options(self.precision, self.ort_dist)
+        elif self.ort_dist is not None:
+            raise UserError("--ort-dist is for the web page: add web to --targets.")
+
+    def _check_student(self, model, config_path: Path) -> None:
+        from mobiler2l_ns.onnx_files import check_size
+
+        check_size(model)
+        if len(self.outputs) > model.network.config.out_channels:
+            missing = " and ".join(OUTPUT_NAMES[self.outputs][1:])
+            raise UserError(f"{config_path} has a student without {missing}: pass --outputs rgb.")
+
+    def _write_and_verify(self, model, config, folder: Path) -> Dict[str, dict]:
+        """Fills a folder and returns the figures of each file, by its path in the folder."""
+        from mobiler2l_ns.verification import compute_truth
+        from mobiler2l_ns.viewing_range import viewing_range
+
+        truth = compute_truth(model, viewing_range(model).sample(_NUM_VERIFIED_POSES, seed=1))
+        scene = config.experiment_name or "scene"
+        entries = {}
+        for target in dict.fromkeys(self.targets):
+            (folder / target).mkdir()
+            figures = getattr(self, f"_export_{target}")(model, truth, folder / target, scene)
+            entries.update({f"{target}/{name}": entry for name, entry in figures.items()})
+        return entries
+
+    def _export_onnx(self, model, truth, folder: Path, scene: str) -> Dict[str, dict]:
+        from mobiler2l_ns.onnx_files import write_onnx_files
+        from mobiler2l_ns.verification import verify_onnx
+
+        write_onnx_files(model, folder, self.outputs, self.precision, self.opset)
+        return verify_onnx(model, truth, folder, self.outputs, self.precision)
+
+    def _export_snap(self, model, truth, folder: Path, scene: str) -> Dict[str, dict]:
+        from nerfstudio.utils.rich_utils import CONSOLE
+
+        from mobiler2l_ns.snap_files import check_budget, lens_bytes, write_snap_files
+        from mobiler2l_ns.snap_operators import backend_table
+        from mobiler2l_ns.verification import verify_snap
+
+        write_snap_files(model, folder, scene)
+        entries = verify_snap(model, truth, folder, scene)
+        CONSOLE.print(backend_table(sorted(folder.glob("*.onnx"))))
+        if warning := check_budget(lens_bytes(folder)):
+            CONSOLE.print(warning)
+        return entries
+
+    def _export_web(self, model, truth, folder: Path, scene: str) -> Dict[str, dict]:
+        from mobiler2l_ns.verification import verify_graph
+        from mobiler2l_ns.web_files import MODEL, write_web_files
+
+        write_web_files(model, folder, scene, self.precision, self.ort_dist)
+        return {MODEL: verify_graph(model, truth, folder / MODEL, self.precision)}
+
+    def _export_coreml(self, model, truth, folder: Path, scene: str) -> Dict[str, dict]:
+        from mobiler2l_ns.coreml_files import check_coreml, coreml_name, write_coreml_files
+
+        write_coreml_files(model, folder, scene, self.outputs)
+        package = folder / coreml_name(scene)
+        check_coreml(package, model, self.outputs)
+        return {package.name: {"size_bytes": sum(path.stat().st_size for path in package.rglob("*") if path.is_file())}}
+
+    def _pictures(self, config, model, folder: Path) -> dict:
+        """Scores of the exported files against the run's photos; empty where the data set is out of reach."""
+        if self.num_views <= 0:
+            return {}
+        from mobiler2l_ns.comparison import compare
+
+        try:
+            scores = compare(config, model, folder, self.num_views)
+        except UserError as error:
+            print(f"No comparison with photos: {error}")
+            return {}
+        loss = scores.get("precision_loss_db", 0.0)
+        if loss > LARGEST_LOSS:
+            print(f"onnx/pipeline.onnx loses {loss:.2f} dB to {self.precision}: --precision fp32 would not.")
+        return scores
 
 
-def export_run(load_config: Path, output_dir: Path, num_views: int = 4, overwrite: bool = False) -> dict:
-    """Writes the ONNX files of a run, verified, with intrinsics.json and report.json.
-
-    Args:
-        load_config: A student's config.yml, or its folder.
-        output_dir: Where the files go. Until they are verified, nothing in it changes.
-        num_views: Photos to compare with.
-        overwrite: Allow output_dir to hold something other than an earlier export of the same run.
-
-    Returns:
-        The content of report.json.
-
-    Raises:
-        UserError: The run is no trained student or too large, a file differs from it, or output_dir cannot be written.
-    """
-    from mobiler2l_ns.onnx_files import check_size, write_onnx_files
-    from mobiler2l_ns.verification import check_parity, print_table, random_poses, verify
-
-    config_path = (load_config / "config.yml" if load_config.is_dir() else load_config).resolve()
-    output_dir = output_dir.expanduser().resolve()  # beside the real folder: renames must not cross disks
-    model, run = _load_student(config_path)
-    check_size(model)
-    try:
-        ours = _replaceable_files(output_dir, config_path, overwrite)
-        with _staging_folder(output_dir) as staging:
-            write_onnx_files(model, staging)
-            poses = random_poses(float(model.sampler.near), float(model.sampler.far), _NUM_VERIFIED_POSES)
-            checked = verify(model, staging, poses)
-            check_parity(checked, output_dir)
-            report = {**_report(model, run, checked, config_path), **_pictures(config_path, staging, num_views)}
-            report["files"] = sorted({path.name for path in staging.iterdir()} | {REPORT})
-            (staging / REPORT).write_text(json.dumps(report, indent=2) + "\n")
-            _move_into_place(staging, output_dir, ours)
-    except OSError as error:
-        raise UserError(f"{output_dir} cannot be written ({error}): pass another --output-dir.") from None
-    print_table(report)
-    return report
+_HINTS = {
+    "onnx": "Render it in Python with `mobiler2l_ns.runtime.Renderer('{folder}').render(c2w)`, with numpy and "
+    "onnxruntime alone.",
+    "snap": "For a Lens, follow docs/lens-studio.md with {folder}.",
+    "web": "For the browser, run `python -m http.server --directory {folder}` and open http://localhost:8000.",
+    "coreml": "For an iPhone or a Mac, drag the .mlpackage in {folder} into Xcode.",
+}
 
 
 def entrypoint() -> None:
@@ -91,7 +192,12 @@ def entrypoint() -> None:
     tyro.cli(tyro.conf.FlagConversionOff[ExportMobileR2L]).main()
 
 
-def _load_student(config_path: Path) -> Tuple[torch.nn.Module, dict]:
+def load_student(config_path: Path) -> Tuple[object, torch.nn.Module, int]:
+    """A trained student's config, its model on the CPU, and the step of its checkpoint.
+
+    Raises:
+        UserError: The run is another method's, was never trained, or has weights that are no numbers.
+    """
     from mobiler2l_ns.checkpoints import load_model, read_config
     from mobiler2l_ns.model import MobileR2LModelConfig
 
@@ -109,106 +215,29 @@ def _load_student(config_path: Path) -> Tuple[torch.nn.Module, dict]:
     # Batch norm's running statistics are no parameters but travel into the files too.
     if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
         raise UserError(f"{config_path} has weights that are NaN or infinite: train again with smaller learning rates.")
-    return model, {"config": str(config_path), "step": step, "method": config.method_name}
+    return config, model, step
 
 
-def _report(model, run: dict, checked: dict, config_path: Path) -> dict:
+def _figures(model, files: Dict[str, dict], config_path: Path) -> dict:
+    """What report.json says about the student and each file."""
     from mobiler2l_ns.network import count_macs, count_parameters
 
-    files, chain = checked["files"], checked["chain"]
     (h, w), (height, width) = model.sampler.grid.tolist(), model.size
 
     def column(key: str) -> dict:
-        return {name: entry[key] for name, entry in files.items()}
+        return {name: entry[key] for name, entry in files.items() if entry.get(key) is not None}
 
     path = config_path.parent / "distillation.json"
     distillation = json.loads(path.read_text()) if path.is_file() else {}
     return {
-        "run": run,
         "image": {"height": height, "width": width},
         "grid": {"height": h, "width": w},
         "params": count_parameters(model.network),
         "gmac": count_macs(model.network, h, w) / 1e9,
-        "parity": {
-            "max_abs": column("max_abs"),
-            "mean_abs": column("mean_abs"),
-            "tolerance": {**column("tolerance"), "chain": chain["tolerance"]},
-            "chain": {layout: chain[layout] for layout in ("nchw", "hwc")},
-        },
+        "parity": {key: column(key) for key in ("max_abs", "mean_abs", "tolerance", "psnr")},
         "size_bytes": column("size_bytes"),
         "latency_ms": column("latency_ms"),
         "operators": column("operators"),
         "pool": distillation.get("pool"),
         "finetuning": distillation.get("finetuning"),
     }
-
-
-def _pictures(config_path: Path, folder: Path, num_views: int) -> dict:
-    """Scores of the exported files against the run's photos; empty where the data set is out of reach."""
-    if num_views <= 0:
-        return {}
-    from mobiler2l_ns.comparison import compare
-
-    try:
-        return compare(config_path, folder, num_views)
-    except UserError as error:
-        print(f"No comparison with photos: {error}")
-        return {}
-
-
-def _replaceable_files(output_dir: Path, config_path: Path, overwrite: bool) -> Set[str]:
-    """Names in output_dir that an earlier export wrote; refuses a folder with anything that is not this run's."""
-    if not output_dir.exists():
-        return set()
-    if not output_dir.is_dir():
-        raise UserError(f"{output_dir} is a file: pass a folder as --output-dir.")
-    present = {path.name for path in output_dir.iterdir()}
-    earlier = _earlier_report(output_dir)
-    ours = present & set(earlier["files"]) if earlier else set()
-    same_run = earlier is not None and earlier["run"]["config"] == str(config_path)
-    if not overwrite and present and not (same_run and present == ours):
-        what = f"an export of {earlier['run']['config']}" if earlier and not same_run else "files of yours"
-        raise UserError(f"{output_dir} holds {what}: pass another --output-dir, or --overwrite True.")
-    return ours
-
-
-def _earlier_report(folder: Path) -> Optional[dict]:
-    """The report.json in a folder, or None where it is missing or not ours."""
-    try:
-        report = json.loads((folder / REPORT).read_text())
-        return {"run": {"config": str(report["run"]["config"])}, "files": [str(name) for name in report["files"]]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-@contextmanager
-def _staging_folder(output_dir: Path) -> Iterator[Path]:
-    """An empty folder beside output_dir, gone afterwards, as are parents that were made for nothing."""
-    missing = [parent for parent in output_dir.parents if not parent.exists()]
-    staging = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.writing")
-    try:
-        staging.mkdir(parents=True)
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        for parent in missing:
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
-
-
-def _move_into_place(staging: Path, output_dir: Path, ours: Set[str]) -> None:
-    """Makes the staging folder the output folder; files there that no export wrote stay, unless a name clashes."""
-    if not output_dir.exists():
-        staging.rename(output_dir)
-        return
-    before = staging.with_name(staging.name + ".before")
-    output_dir.rename(before)
-    try:
-        staging.rename(output_dir)
-    except BaseException:
-        before.rename(output_dir)
-        raise
-    for path in before.iterdir():
-        if path.name not in ours and not (output_dir / path.name).exists():
-            path.rename(output_dir / path.name)
-    shutil.rmtree(before)

@@ -27,7 +27,9 @@ from mobiler2l_ns.losses import rgb_loss
 from mobiler2l_ns.metrics import image_metrics
 from mobiler2l_ns.network import MobileR2LNetwork, NetworkConfig, check_network
 from mobiler2l_ns.sampler import Sampler
+from mobiler2l_ns.viewing_range import NUM_VIEWPOINTS
 
+ANYWHERE = 1e9
 MAX_RAYS = 1 << 16  # R2L's 1008 codes of as many rays take 0.26 GB
 
 
@@ -48,7 +50,7 @@ class MobileR2LModelConfig(ModelConfig):
     """Arithmetic of the network while it trains; auto: bf16 where the device computes in it. Weights, evaluation and
     the exported files are always fp32."""
     export_when_done: bool = True
-    """Write the ONNX files to RUN/onnx when training ends."""
+    """Write the files for onnxruntime and Lens Studio to RUN/export when training ends."""
     enable_collider: bool = False
     """A light field samples between its own near and far planes."""
 
@@ -71,7 +73,8 @@ class MobileR2LModel(Model):
         # 1x1 convolutions are matrix products of channels-last tensors: up to twice as fast, on CPU and GPU alike.
         self.network = MobileR2LNetwork(in_channels, self.config.network).to(memory_format=torch.channels_last)
         self.register_buffer("focus", torch.zeros(3))
-        self.register_buffer("focus_depths", torch.tensor([-1e9, 1e9]))
+        self.register_buffer("focus_depths", torch.tensor([-ANYWHERE, ANYWHERE]))
+        self.register_buffer("viewpoints", torch.zeros(NUM_VIEWPOINTS, 3, 4))
         camera = self.kwargs["metadata"].get("student_camera")
         if camera is not None:
             s = self.upscale
@@ -81,6 +84,8 @@ class MobileR2LModel(Model):
             if camera.get("focus") is not None:
                 self.focus.copy_(torch.as_tensor(camera["focus"]))
                 self.focus_depths.copy_(torch.tensor(camera["focus_depths"]))
+            if camera.get("viewpoints") is not None:
+                self.viewpoints.copy_(camera["viewpoints"])
 
     @property
     def upscale(self) -> int:
@@ -98,6 +103,11 @@ class MobileR2LModel(Model):
         h, w = self.sampler.grid.tolist()
         return h * self.upscale, w * self.upscale
 
+    @property
+    def has_focus(self) -> bool:
+        """Whether the student was trained on an orbit, which goes around ``focus``."""
+        return float(self.focus_depths[1]) < ANYWHERE
+
     def get_param_groups(self) -> Dict[str, List[torch.nn.Parameter]]:
         """``matrices``: weights of all convolutions but the last; ``others``: all else."""
         groups = {"matrices": [], "others": []}
@@ -112,16 +122,16 @@ class MobileR2LModel(Model):
 
         def export(step: int) -> None:
             if self.config.export_when_done and comms.is_main_process():
-                from mobiler2l_ns.export import export_run
+                from mobiler2l_ns.export import ExportMobileR2L
                 from mobiler2l_ns.onnx_files import check_size
 
                 try:
                     check_size(self)
                 except UserError as error:
-                    CONSOLE.print(f"No ONNX files: {error}")
+                    CONSOLE.print(f"No export: {error}")
                     return
                 base_dir = training_callback_attributes.trainer.base_dir
-                export_run(base_dir / "config.yml", base_dir / "onnx", num_views=0)
+                ExportMobileR2L(base_dir / "config.yml", base_dir / "export", num_views=0).export()
 
         return [TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], export)]
 

@@ -1,31 +1,34 @@
-"""The student as ONNX files in a folder. What a renderer must know besides is in intrinsics.json beside them.
+"""The student for onnxruntime: the three files of the published method, and the whole of it as one graph.
 
-h, w: ray grid; s: upscale factor; K: points a ray; L: frequencies::
+h, w: ray grid; s: upscale factor; K: points a ray; L: frequencies; B: any number of poses::
 
     c2w33 (1,1,3,3) \\
                       Sampler -> pts (1,1,hw,3K) -> Embedder -> embbrays (1,2L+1,hw,3K)
     c2w13 (1,1,1,3) /
     input (1,3K(2L+1),h,w) -> MobileR2L -> output (1,3,sh,sw) in 0..1
 
-Lens Studio takes MobileR2L_SnapGELU.onnx for the last one: the same weights around its importer's own GELU.
+    c2w (B,3,4) -> pipeline -> rgb (B,3,sh,sw) in 0..1
 """
 
 import copy
-import io
 import json
 import math
-import warnings
 from pathlib import Path
-from typing import Dict, Sequence, Tuple
+from typing import Dict
 
 import torch
-from torch import Tensor, nn
 
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.network import MobileR2LNetwork
+from mobiler2l_ns.onnx_graph import add_facts, trace
+from mobiler2l_ns.pose_graph import OUTPUT_NAMES, Outputs, PoseToImage
+from mobiler2l_ns.precision import Precision, quantize, with_matrix_body
+from mobiler2l_ns.viewing_range import viewing_range
 
-SAMPLER, EMBEDDER, NETWORK, SNAP_NETWORK = "Sampler.onnx", "Embedder.onnx", "MobileR2L.onnx", "MobileR2L_SnapGELU.onnx"
+SAMPLER, EMBEDDER, NETWORK, PIPELINE = "Sampler.onnx", "Embedder.onnx", "MobileR2L.onnx", "pipeline.onnx"
 INTRINSICS = "intrinsics.json"
-OPSET = 11
+OPSETS = range(11, 21)  # from 20 on GELU is one operator
+NUM_CALIBRATION_POSES = 8
 MAX_CODES = 1 << 26  # numbers from Embedder to network: 0.27 GB, and twenty times that to verify them in float64
 
 
@@ -41,33 +44,61 @@ def check_size(model) -> None:
         )
 
 
-def write_onnx_files(model, folder: Path) -> None:
-    """Writes the four ONNX files and intrinsics.json.
+def write_onnx_files(
+    model, folder: Path, outputs: Outputs = "rgb", precision: Precision = "fp32", opset: int = OPSETS[-1]
+) -> None:
+    """Writes Sampler, Embedder, MobileR2L, pipeline and intrinsics.json.
 
     Args:
         model: A trained MobileR2LModel on the CPU.
         folder: An existing folder.
+        outputs: What pipeline.onnx returns. The other three always have the colours alone.
+        precision: Of the network in pipeline.onnx.
+        opset: Of pipeline.onnx.
 
     Raises:
         OSError: The folder cannot be written.
     """
+    graphs = {**trace_three(model), PIPELINE: trace_pipeline(model, outputs, precision, opset)}
+    write_graphs(graphs, intrinsics(model), folder)
+
+
+def trace_three(model) -> Dict[str, object]:
+    """ModelProtos of Sampler, Embedder and the network's colours, by file name: opset 11 and static shapes."""
     h, w = model.sampler.grid.tolist()
     points = torch.zeros(1, 1, h * w, 3 * model.sampler.num_points)
     codes = torch.zeros(1, model.network.in_channels, h, w)
     pose = (torch.eye(3)[None, None], torch.zeros(1, 1, 1, 3))
-    snap = trace(with_relu(model.network), (codes,), ["input"], "output")
-    if model.network.config.activation == "gelu":
-        rename_operators(snap, "Relu", "GeluSnap")
-    graphs = {
+    return {
         SAMPLER: trace(model.sampler, pose, ["c2w33", "c2w13"], "pts"),
         EMBEDDER: trace(model.embedder, (points,), ["rays"], "embbrays"),
-        NETWORK: trace(model.network, (codes,), ["input"], "output"),
-        SNAP_NETWORK: snap,
+        NETWORK: trace(colours_only(model.network), (codes,), ["input"], "output"),
     }
-    facts = intrinsics(model)
+
+
+def colours_only(network: MobileR2LNetwork) -> MobileR2LNetwork:
+    """A copy of the network without the channels for alpha and depth."""
+    network = copy.deepcopy(network)
+    tail = network.tail[0]
+    tail.weight.data, tail.bias.data = tail.weight.data[:3], tail.bias.data[:3]
+    return network
+
+
+def trace_pipeline(model, outputs: Outputs, precision: Precision, opset: int, any_batch: bool = True):
+    """The ModelProto from poses to pictures."""
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    module = PoseToImage(model.sampler, model.embedder, model.network, outputs, dtype).eval()
+    poses = viewing_range(model).sample(NUM_CALIBRATION_POSES)
+    if precision == "int8":
+        module = with_matrix_body(module, poses)
+    graph = trace(module, (poses[:1],), ["c2w"], OUTPUT_NAMES[outputs], opset, any_batch)
+    return quantize(graph, poses.numpy()) if precision == "int8" else graph
+
+
+def write_graphs(graphs: Dict[str, object], facts: Dict[str, object], folder: Path) -> None:
+    """Writes ModelProtos, with the camera's facts in their metadata and beside them."""
     for name, graph in graphs.items():
-        for key, value in facts.items():
-            graph.metadata_props.add(key=key, value=str(value))
+        add_facts(graph, facts)
         (folder / name).write_bytes(graph.SerializeToString())
     (folder / INTRINSICS).write_text(json.dumps(facts, indent=2) + "\n")
 
@@ -99,68 +130,3 @@ def intrinsics(model) -> Dict[str, object]:
         "output_scale": 255,
         "pose": "camera-to-world, OpenGL axes (x right, y up, looking down -z), in the run's own normalised world",
     }
-
-
-def with_relu(network: nn.Module) -> nn.Module:
-    """A copy of the network with ReLU for GELU."""
-    network = copy.deepcopy(network)
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.GELU):
-                setattr(module, name, nn.ReLU())
-    return network
-
-
-def trace(module: nn.Module, inputs: Tuple[Tensor, ...], input_names: Sequence[str], output_name: str):
-    """The onnx.ModelProto of a module in eval mode: static shapes, batch norm merged into the convolutions."""
-    import onnx
-
-    buffer = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad():  # a picture's activations need not be kept
-        # The exporter of opset 11 is the deprecated one; Lens Studio documents no later opset.
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module, inputs, buffer, input_names=list(input_names), output_names=[output_name],
-            opset_version=OPSET, do_constant_folding=True, dynamo=False,
-        )  # fmt: skip
-    graph = onnx.load_from_string(buffer.getvalue())
-    fold_constants(graph)
-    return graph
-
-
-def fold_constants(model) -> None:
-    """Replaces, in place, every node that depends on no input by its value.
-
-    The exporter folds a few operators only. What it leaves of the Sampler's pixel grid (Expand, Tile, Split) SnapML
-    could not read.
-    """
-    from onnx import ModelProto, helper, numpy_helper
-    from onnx.reference import ReferenceEvaluator
-
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    fixed, live, known = [], [], set(constants)
-    for node in model.graph.node:
-        if known.issuperset(node.input):
-            fixed.append(node)
-            known.update(node.output)
-        else:
-            live.append(node)
-    used = {name for node in live for name in node.input}
-    names = [name for node in fixed for name in node.output if name in used]
-    if names:
-        outputs = [helper.make_empty_tensor_value_info(name) for name in names]
-        part = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-        part.graph.CopyFrom(helper.make_graph(fixed, "constants", [], outputs, list(constants.values())))
-        for name, value in zip(names, ReferenceEvaluator(part).run(names, {})):
-            constants[name] = numpy_helper.from_array(value, name)
-    kept = [tensor for name, tensor in constants.items() if name in used]
-    del model.graph.node[:], model.graph.initializer[:]
-    model.graph.node.extend(live)
-    model.graph.initializer.extend(kept)
-
-
-def rename_operators(model, old: str, new: str) -> None:
-    """Gives every node of type ``old`` the type ``new``, in place."""
-    for node in model.graph.node:
-        if node.op_type == old:
-            node.op_type = new

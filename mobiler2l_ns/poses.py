@@ -44,6 +44,18 @@ def focus_point(c2w: Float[Tensor, "N 3 4"]) -> Float[Tensor, "3"]:
     return torch.linalg.lstsq(across.mean(0), right_side).solution[:, 0]
 
 
+def up_direction(c2w: Float[Tensor, "N 3 4"]) -> Float[Tensor, "3"]:
+    """The direction that is across all cameras' right, as it is for cameras held level.
+
+    The mean of their own ups leans away from an object that was photographed from above on one side only. It settles
+    what is left open where all cameras look the same way.
+    """
+    right, mean = c2w[:, :, 0], F.normalize(c2w[:, :, 1].mean(0), dim=-1)
+    spread = right.T @ right / len(right) - 1e-3 * mean[:, None] * mean
+    up = torch.linalg.eigh(spread).eigenvectors[:, 0]
+    return up * torch.sign(up @ mean)
+
+
 class OrbitPoses:
     """A spherical shell around the object: for captures that walk around what they look at.
 
@@ -57,7 +69,7 @@ class OrbitPoses:
     kind = "orbit"
 
     def __init__(self, c2w: Float[Tensor, "N 3 4"]):
-        self.up = F.normalize(c2w[:, :, 1].mean(0), dim=-1)
+        self.up = up_direction(c2w)
         self.centre = focus_point(c2w)
         offset = c2w[:, :, 3] - self.centre
         radius = offset.norm(dim=-1)
@@ -145,7 +157,7 @@ def _is_orbit(c2w: Float[Tensor, "N 3 4"]) -> bool:
     axes = -c2w[:, :, 2]
     in_front = -(offset * axes).sum(-1)
     miss = (offset + axes * in_front[:, None]).norm(dim=-1)
-    up = F.normalize(c2w[:, :, 1].mean(0), dim=-1)
+    up = up_direction(c2w)
     flat = F.normalize(offset - (offset @ up)[:, None] * up, dim=-1)
     side = torch.linalg.cross(up, flat[0])
     azimuth = torch.atan2(flat @ side, flat @ flat[0]).sort().values

@@ -82,6 +82,7 @@ class Quickstart:
         self.timed("export", [
             str(BIN / "ns-export-mobiler2l"), "--load-config", self.state["student"],
             "--output-dir", str(self.exports), "--num-views", "24", "--overwrite", "True",
+            "--targets", "onnx", "snap", "web",
         ])  # fmt: skip
 
     def timed(self, stage: str, command: List[str]) -> None:
@@ -213,8 +214,9 @@ def next_steps(state: Dict, exports: Path) -> str:
     """What to try after the table."""
     student, folder = _short(state["student"]), _short(str(exports))
     return (
-        f"Look at {folder}/comparison.png; the ONNX files lie beside it.\n"
+        f"Look at {folder}/comparison.png; the files lie beside it, a folder for each place where people look.\n"
         "Next (inside .venv: source .venv/bin/activate):\n"
+        f"  python -m http.server --directory {folder}/web   (and open http://localhost:8000)\n"
         f"  ns-viewer --load-config {student}\n"
         f"  ns-eval --load-config {student} --output-path {folder}/eval.json\n"
         f"  ns-render interpolate --load-config {student} --output-path {folder}/flight.mp4   (needs ffmpeg)"

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from typing import Optional
+from typing import List, Optional
 
 import numpy as np
 from PIL import Image
@@ -27,6 +27,9 @@ class Page:
         url: What to open.
         size: Window width and height.
         flags: More Chromium flags.
+
+    Attributes:
+        events: What the browser reported so far, oldest first: method and params of each DevTools event.
     """
 
     def __init__(self, url: str, size=(1200, 800), flags=("--use-gl=swiftshader",)):
@@ -42,6 +45,7 @@ class Page:
         )  # fmt: skip
         self.socket = connect(self._page_address(), max_size=None, open_timeout=30)
         self.count = 0
+        self.events: List[dict] = []
 
     def _page_address(self) -> str:
         deadline = time.time() + 60
@@ -59,13 +63,55 @@ class Page:
         raise TimeoutError("Chromium did not start")
 
     def call(self, method: str, **parameters) -> dict:
-        """One DevTools command and its result."""
+        """One DevTools command and its result; events that arrive meanwhile are recorded."""
         self.count += 1
         self.socket.send(json.dumps({"id": self.count, "method": method, "params": parameters}))
         while True:
-            message = json.loads(self.socket.recv(timeout=60))
+            message = json.loads(self.socket.recv(timeout=120))
             if message.get("id") == self.count:
                 return message.get("result", {})
+            self.events.append(message)
+
+    def open(self, url: str) -> None:
+        """Goes to another page, with every request and message of its console recorded."""
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+        self.call("Page.navigate", url=url)
+
+    def evaluate(self, expression: str):
+        """The value of a JavaScript expression; a promise is awaited.
+
+        Raises:
+            RuntimeError: The page threw.
+        """
+        reply = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in reply:
+            raise RuntimeError(json.dumps(reply["exceptionDetails"])[:2000])
+        return reply["result"].get("value")
+
+    def complaints(self) -> List[str]:
+        """Errors and warnings of the page's console, and exceptions that nobody caught."""
+        found = []
+        for event in self.events:
+            method, details = event["method"], event["params"]
+            if method == "Runtime.exceptionThrown":
+                found.append(json.dumps(details["exceptionDetails"])[:2000])
+            elif method == "Runtime.consoleAPICalled" and details["type"] in ("error", "warning", "assert"):
+                found.append(json.dumps(details["args"])[:2000])
+            elif method == "Log.entryAdded" and details["entry"]["level"] in ("error", "warning"):
+                found.append(json.dumps(details["entry"])[:2000])
+        return found
+
+    def requests(self) -> List[str]:
+        """Addresses of everything that the page asked for."""
+        sent = [event["params"] for event in self.events if event["method"] == "Network.requestWillBeSent"]
+        return [details["request"]["url"] for details in sent]
+
+    def key(self, key: str) -> None:
+        """Presses and releases a key, by its DOM name."""
+        text = {"text": key} if len(key) == 1 else {}
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
 
     def screenshot(self) -> np.ndarray:
         """(H, W, 3) uint8 picture of the page."""

@@ -64,7 +64,7 @@ def main(folder: Path) -> None:
     teacher = RecordingTeacher()
     datamanager.FrozenTeacher = lambda path, device: teacher
     datamanager.resolve_teacher = lambda *arguments: folder / f"teacher-{rank}" / "config.yml"
-    export.export_run = lambda config_path, output_dir, num_views: output_dir.mkdir()
+    export.ExportMobileR2L.export = lambda self: self.output_dir.mkdir()
     if rank > 0:  # a clock that stands still: alone, this process would never render a view while it trains
         datamanager.time = types.SimpleNamespace(perf_counter=lambda: 0.0)
     torch.manual_seed(config.machine.seed + rank)  # as nerfstudio's train_loop does

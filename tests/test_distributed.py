@@ -192,7 +192,7 @@ def run_folder(runs, rank: int) -> Path:
 def test_only_the_main_process_writes(runs):
     assert [path.name for path in run_folder(runs, 1).iterdir()] == ["dataparser_transforms.json"]  # nerfstudio's
     written = {path.name for path in run_folder(runs, 0).iterdir()}
-    assert {"config.yml", "distillation.json", "nerfstudio_models", "onnx"} <= written
+    assert {"config.yml", "distillation.json", "nerfstudio_models", "export"} <= written
     printed = " ".join(runs.output.split())
     assert printed.count("Pool: 4 teacher views of 32x32") == 2  # once for each of its two runs
     assert printed.count("in memory of each of 2 processes; also kept in") == 2

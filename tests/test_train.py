@@ -107,7 +107,7 @@ def test_student_trains_exports_and_reloads(method, capture, outputs, teacher_ru
     pool = json.loads((config_path.parent / "distillation.json").read_text())["pool"]
     assert pool["frames"] >= 2 and pool["teacher_seconds"] > 0
     # The run's own export shows the same picture as the reloaded student.
-    folder = config_path.parent / "onnx"
+    folder = config_path.parent / "export"
     report = json.loads((folder / "report.json").read_text())
     assert report["run"]["method"] == method
     c2w = torch.eye(4)[:3]

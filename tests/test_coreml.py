@@ -1,0 +1,138 @@
+"""The CoreML package: what goes in and out, which half is which precision, and its numbers, operation by operation."""
+
+import builtins
+
+import numpy as np
+import pytest
+import torch
+from test_export import CAMERA, KINDS, make_student
+
+from mobiler2l_ns.coreml_files import check_coreml, write_coreml_files
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.onnx_files import intrinsics
+from mobiler2l_ns.pose_graph import OUTPUT_NAMES, PoseToImage
+from mobiler2l_ns.viewing_range import viewing_range
+
+INSTALL = "uv pip install --python .venv/bin/python 'mobiler2l-ns[coreml]'"
+
+
+@pytest.fixture(scope="module")
+def ct():
+    """coremltools, without which there is nothing to convert with."""
+    return pytest.importorskip("coremltools", reason=f"CoreML IS NOT TESTED: coremltools is missing ({INSTALL})")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def package(request, ct, tmp_path_factory):
+    """A student of each kind and the package it was written to."""
+    model = make_student(**KINDS[request.param])
+    folder = tmp_path_factory.mktemp(request.param)
+    write_coreml_files(model, folder, "my scene")
+    return model, folder / "my-scene.mlpackage"
+
+
+def test_the_package_is_as_meant(package):
+    model, path = package
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    check_coreml(path, model)
+
+
+def test_the_camera_travels_along(package, ct):
+    model, path = package
+    metadata = ct.utils.load_spec(str(path)).description.metadata
+    facts = {name: str(value) for name, value in intrinsics(model).items()}
+    assert facts.items() <= dict(metadata.userDefined).items()
+    assert "light field" in metadata.shortDescription and not metadata.author
+
+
+def test_its_numbers_are_the_students(package):
+    """Run operation by operation it is torch's picture, but for float16 in the network alone."""
+    from ml_program import load_program, run
+
+    model, path = package
+    function = load_program(path)
+    student = PoseToImage(model.sampler, model.embedder, model.network).eval()
+    for pose in viewing_range(model).sample(2):
+        with torch.no_grad():
+            (truth,) = student(pose[None])
+        difference = np.abs(run(function, pose[None].numpy())["rgb"] - truth.numpy())
+        assert truth.std() > 0.05  # else a wrong order of numbers could pass
+        assert difference.max() < 0.02 and difference.mean() < 1e-3
+
+
+@pytest.mark.parametrize("outputs", ["rgba", "rgbad"])
+def test_alpha_and_depth(outputs, ct, tmp_path):
+    from ml_program import load_program, run
+
+    model = make_student(out_channels=len(outputs))
+    write_coreml_files(model, tmp_path, "deep", outputs)
+    check_coreml(tmp_path / "deep.mlpackage", model, outputs)
+    pose = viewing_range(model).sample(1)
+    with torch.no_grad():
+        truth = PoseToImage(model.sampler, model.embedder, model.network, outputs).eval()(pose)
+    pictures = run(load_program(tmp_path / "deep.mlpackage"), pose.numpy())
+    assert tuple(pictures) == OUTPUT_NAMES[outputs]
+    for name, expected in zip(OUTPUT_NAMES[outputs], truth):
+        assert np.abs(pictures[name] - expected.numpy()).max() < (0.06 if name == "depth" else 0.02)
+
+
+def test_float16_codes_would_be_worse(ct, monkeypatch, tmp_path):
+    """The reason for two precisions: with all of it in float16 a steep student's picture is off several times more."""
+    from ml_program import load_program, run
+
+    from mobiler2l_ns import coreml_files
+
+    model = make_student(steepness=1.0, activation="relu")
+    pose = viewing_range(model).sample(1)
+    with torch.no_grad():
+        truth = PoseToImage(model.sampler, model.embedder, model.network).eval()(pose)[0].numpy()
+    errors = {}
+    for name, selector in (("mixed", coreml_files.is_network), ("float16", lambda operation: True)):
+        monkeypatch.setattr(coreml_files, "is_network", selector)
+        write_coreml_files(model, tmp_path, name)
+        errors[name] = np.abs(run(load_program(tmp_path / f"{name}.mlpackage"), pose.numpy())["rgb"] - truth).mean()
+    assert errors["float16"] > 4 * errors["mixed"]
+    with pytest.raises(UserError, match="float16.mlpackage has points or codes that are not float32"):
+        check_coreml(tmp_path / "float16.mlpackage", model)
+
+
+def test_wrong_packages_are_refused(ct, tmp_path):
+    model = make_student()
+    write_coreml_files(model, tmp_path, "x")
+    with pytest.raises(UserError, match="x.mlpackage does not take and give"):
+        check_coreml(tmp_path / "x.mlpackage", make_student({**CAMERA, "height": 64}))
+    weights = tmp_path / "x.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
+    weights.write_bytes(weights.read_bytes() * 3)
+    with pytest.raises(UserError, match="bytes of weights"):
+        check_coreml(tmp_path / "x.mlpackage", model)
+
+
+def test_float32_networks_are_refused(ct, monkeypatch, tmp_path):
+    from mobiler2l_ns import coreml_files
+
+    monkeypatch.setattr(coreml_files, "is_network", lambda operation: False)
+    write_coreml_files(make_student(), tmp_path, "x")
+    with pytest.raises(UserError, match="x.mlpackage has a convolution that is not float16"):
+        check_coreml(tmp_path / "x.mlpackage", make_student())
+
+
+def test_half_the_size_of_float32(ct, tmp_path):
+    model = make_student(width=256)
+    write_coreml_files(model, tmp_path, "x")
+    size = (tmp_path / "x.mlpackage/Data/com.apple.CoreML/weights/weight.bin").stat().st_size
+    assert size / sum(4 * p.numel() for p in model.network.parameters()) == pytest.approx(0.5, abs=0.05)
+
+
+def test_without_coremltools_it_is_one_sentence(monkeypatch, tmp_path):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.split(".")[0] == "coremltools":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UserError) as error:
+        write_coreml_files(make_student(), tmp_path, "x")
+    assert INSTALL in str(error.value)
+    assert not list(tmp_path.iterdir())

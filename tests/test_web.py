@@ -1,0 +1,455 @@
+"""The web page: its files, and what it shows in a real browser on WebGPU and on WASM, against torch."""
+
+import contextlib
+import functools
+import http.server
+import json
+import math
+import shutil
+import subprocess
+import tarfile
+import threading
+import time
+from pathlib import Path
+from typing import Dict, Iterator, Optional
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from browser import Page, find_chromium
+from nerfstudio.data.scene_box import SceneBox
+from PIL import Image
+
+from mobiler2l_ns import web_files
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.model import MobileR2LModelConfig
+from mobiler2l_ns.network import NetworkConfig
+from mobiler2l_ns.poses import look_at
+from mobiler2l_ns.viewing_range import viewing_range
+
+SCENE = "A <b>small</b> & wild scene"
+SIZE = (48, 72)
+# SwiftShader as the GPU, and as the compositor's too: else the canvas stays empty.
+WEBGPU = (
+    "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--use-gl=angle", "--use-angle=swiftshader",
+    "--enable-features=Vulkan", "--use-vulkan=swiftshader", "--ignore-gpu-blocklist",
+)  # fmt: skip
+
+
+def in_browser(test):
+    """Marks a test that needs Chromium."""
+    reason = "NO BROWSER: install Debian's chromium to test the web page"
+    return pytest.mark.browser(pytest.mark.skipif(find_chromium() is None, reason=reason)(test))
+
+
+@pytest.fixture(scope="module")
+def student():
+    """A student of random weights, so that its picture depends on every number of the pose, and a part of an orbit."""
+    torch.manual_seed(3)
+    azimuth, height = torch.linspace(-1, 1, 32), torch.linspace(0.4, 2.4, 32)
+    spread = 2.6 + 0.4 * torch.sin(5 * azimuth)
+    positions = torch.stack([spread * torch.cos(azimuth), spread * torch.sin(azimuth), height], dim=-1)
+    viewpoints = look_at(positions, torch.zeros(32, 3), torch.tensor([0.0, 0, 1]))
+    camera = {"height": SIZE[0], "width": SIZE[1], "focal": 70.0, "near": 2.0, "far": 5.0, "viewpoints": viewpoints}
+    model = MobileR2LModelConfig(network=NetworkConfig(depth=6, width=16, sr_widths=(16, 8, 8))).setup(
+        scene_box=SceneBox(torch.tensor([[-1.0, -1, -1], [1, 1, 1]])),
+        num_train_data=1,
+        metadata={"student_camera": camera},
+    )
+    with torch.no_grad():
+        for layer in model.network.modules():
+            if isinstance(layer, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)):
+                layer.weight.normal_(std=1.5 / math.sqrt(layer.weight[0].numel()))
+                layer.bias.normal_(std=0.1)
+        octave = torch.arange(312) % 13 % 6
+        model.network.head[0].weight.mul_((2.0**-octave)[:, None, None])  # leans less on a code the faster it is
+        model.network.tail[0].weight.mul_(0.1)  # greys, not only black and white
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def ort_dist(request) -> Path:
+    """The dist folder of the pinned onnxruntime-web, fetched once and kept in pytest's cache."""
+    folder = request.config.cache.mkdir(f"onnxruntime-web-{web_files.ORT_VERSION}")
+    dist = folder / "package" / "dist"
+    if not dist.is_dir():
+        if shutil.which("npm") is None:
+            pytest.skip("NO NPM: install Debian's npm to test the web page with its runtime")
+        package = f"onnxruntime-web@{web_files.ORT_VERSION}"
+        done = subprocess.run(["npm", "pack", package], cwd=folder, capture_output=True, text=True, timeout=300)
+        if done.returncode:
+            pytest.skip(f"NO RUNTIME: npm pack {package} failed: {done.stderr[-300:]}")
+        (archive,) = folder.glob("*.tgz")
+        with tarfile.open(archive) as files:
+            files.extractall(folder, [m for m in files if Path(m.name).name in web_files.ORT_FILES.values()])
+        archive.unlink()
+    return dist
+
+
+@pytest.fixture(scope="module")
+def site(student, ort_dist, tmp_path_factory) -> Path:
+    """The page with its runtime."""
+    folder = tmp_path_factory.mktemp("site")
+    web_files.write_web_files(student, folder, SCENE, ort_dist=ort_dist)
+    return folder
+
+
+# -- the files --------------------------------------------------------------------------------------------------------
+
+
+def test_files_and_facts(student, tmp_path):
+    web_files.write_web_files(student, tmp_path, SCENE)
+    names = {"index.html", "viewer.js", "model.onnx", "scene.json", "reference.png"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    scene = json.loads((tmp_path / "scene.json").read_text())
+    assert (scene["name"], scene["height"], scene["width"]) == (SCENE, *SIZE)
+    assert scene["model"] == {
+        "file": "model.onnx", "precision": "fp32", "bytes": (tmp_path / "model.onnx").stat().st_size,
+    }  # fmt: skip
+    assert scene["range"] == json.loads(json.dumps(viewing_range(student).facts()))
+    assert scene["range"]["radius"][0] < scene["range"]["radius"][1] and scene["range"]["azimuth"] is not None
+    assert scene["runtime"]["base"] == f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{web_files.ORT_VERSION}/dist/"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_model_renders_the_reference(student, tmp_path, precision):
+    web_files.write_web_files(student, tmp_path, SCENE, precision)
+    c2w = np.float32(json.loads((tmp_path / "scene.json").read_text())["reference"]["c2w"])
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [(i.name, i.shape) for i in session.get_inputs()] == [("c2w", [1, 3, 4])]
+    assert [(o.name, o.shape) for o in session.get_outputs()] == [("rgb", [1, 3, *SIZE])]
+    (rgb,) = session.run(None, {"c2w": c2w[None]})
+    reference = np.asarray(Image.open(tmp_path / "reference.png"))
+    assert psnr(rgb[0].transpose(1, 2, 0) * 255, reference) > 45
+
+
+def test_int8_is_refused(student, tmp_path):
+    with pytest.raises(UserError, match="fp32 or fp16"):
+        web_files.write_web_files(student, tmp_path, SCENE, "int8")
+    assert not list(tmp_path.iterdir())
+
+
+def test_incomplete_runtime_is_refused(tmp_path):
+    with pytest.raises(UserError, match=rf"has no ort\.webgpu\.min\.mjs: run `npm pack onnxruntime-web@{version()}`"):
+        web_files.check_ort_dist(tmp_path)
+    for name in web_files.ORT_FILES.values():
+        (tmp_path / name).write_text("another version")
+    with pytest.raises(UserError, match=rf"is not that of onnxruntime-web {version()}"):
+        web_files.check_ort_dist(tmp_path)
+
+
+def test_hashes_are_those_of_the_package(ort_dist):
+    web_files.check_ort_dist(ort_dist)
+    for role, name in web_files.ORT_FILES.items():
+        assert (ort_dist / name).stat().st_size == web_files.ORT_BYTES[role]
+
+
+def test_page_names_no_address():
+    for name in web_files.PAGE:
+        assert "//cdn" not in (web_files.ASSETS / name).read_text()
+        assert "http:" not in (web_files.ASSETS / name).read_text()
+
+
+# -- the browser ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["webgpu", "wasm"])
+def page(request, site):
+    """The page in a browser, once it shows its first picture."""
+    with serve(site) as address, Page("about:blank", flags=WEBGPU) as page:
+        open_viewer(page, f"{address}?backend={request.param}")
+        page.backend, page.address = request.param, address
+        yield page
+
+
+@in_browser
+def test_first_picture_is_torchs(page, student):
+    assert page.evaluate("viewer.backend") == page.backend
+    assert page.evaluate("viewer.psnr") >= web_files.LOWEST_PSNR
+    assert notice(page) == ""
+    assert page.evaluate("document.title") == page.evaluate("document.querySelector('h1').textContent") == SCENE
+    c2w = web_files.start_pose(student)
+    assert np.abs(np.array(page.evaluate("viewer.pose")).reshape(3, 4) - c2w.numpy()).max() < 1e-5
+    assert psnr(canvas_on_screen(page), torch_picture(student, c2w)) >= 35
+
+
+@in_browser
+def test_dragging_goes_around(page, student):
+    reset(page)
+    before = frame(page)
+    page.drag((600, 400), (500, 330))
+    after = frame(page)
+    assert psnr(before, after) < 30
+    assert psnr(after, torch_picture(student, page.evaluate("viewer.pose"))) >= 35
+    assert psnr(canvas_on_screen(page), after) >= 45
+
+
+@in_browser
+def test_keys(page, student):
+    reset(page)
+    page.evaluate("document.querySelector('canvas').focus()")
+    start = page.evaluate(ANGLES)
+    for key in ("ArrowLeft", "ArrowDown", "+"):
+        page.key(key)
+    moved = page.evaluate(ANGLES)
+    assert moved[0] > start[0] and moved[1] > start[1] and moved[2] == pytest.approx(start[2] / 1.08)
+    assert psnr(frame(page), torch_picture(student, page.evaluate("viewer.pose"))) >= 35
+    for key in ("ArrowRight", "ArrowUp", "-"):
+        page.key(key)
+    assert page.evaluate(ANGLES) == pytest.approx(start)
+    page.key("ArrowLeft")
+    page.key("Home")
+    assert page.evaluate(ANGLES) == pytest.approx(start)
+
+
+@in_browser
+@pytest.mark.parametrize("side", [0, 1])
+def test_poses_stay_where_the_student_was_trained(page, student, side):
+    far = [-99, 99][side]
+    page.evaluate(f"viewer.look({{azimuth: {far}, elevation: {far}, radius: {far}}})")
+    views = viewing_range(student)
+    corner = views.pose(views.azimuth[side], views.elevation[side], views.radius[side])
+    pose = np.array(page.evaluate("viewer.pose")).reshape(3, 4)
+    assert np.abs(pose - corner.numpy()).max() < 1e-5
+    turns = [-1, 1][side]
+    page.drag((600, 400), (600 - 300 * turns, 400 + 300 * turns))
+    page.call("Input.dispatchMouseEvent", type="mouseWheel", x=600, y=400, deltaX=0, deltaY=500 * turns)
+    assert page.evaluate("viewer.pose") == pytest.approx(pose.ravel().tolist())
+    assert psnr(frame(page), torch_picture(student, pose)) >= 35
+
+
+@in_browser
+def test_wheel_and_pinch_zoom(page):
+    reset(page)
+    radius = page.evaluate("viewer.orbit.radius")
+    page.call("Input.dispatchMouseEvent", type="mouseWheel", x=600, y=400, deltaX=0, deltaY=-50)
+    assert page.evaluate("viewer.orbit.radius") == pytest.approx(radius * math.exp(-0.05))
+    reset(page)
+    page.call("Emulation.setTouchEmulationEnabled", enabled=True, maxTouchPoints=2)
+    for kind, apart in (("touchStart", 200), ("touchMove", 205), ("touchMove", 210)):
+        points = [{"x": 600 - apart / 2, "y": 400, "id": 0}, {"x": 600 + apart / 2, "y": 400, "id": 1}]
+        page.call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
+    page.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+    page.call("Emulation.setTouchEmulationEnabled", enabled=False)
+    assert page.evaluate("viewer.orbit.radius") == pytest.approx(radius * 200 / 210, rel=1e-3)
+
+
+@in_browser
+def test_only_the_newest_pose_is_rendered_and_nothing_at_rest(page, student):
+    frame(page)
+    page.evaluate(
+        "viewer.count = 0; const render = viewer.renderer.render; "
+        "viewer.renderer.render = function (pose) { viewer.count++; return render.call(this, pose); }"
+    )
+    page.evaluate("for (let i = 0; i < 50; i++) viewer.look({azimuth: i / 1000})")
+    assert psnr(frame(page), torch_picture(student, page.evaluate("viewer.pose"))) >= 35
+    assert page.evaluate("viewer.orbit.azimuth") == pytest.approx(0.049)
+    assert page.evaluate("viewer.count") <= 2
+    page.evaluate("viewer.count = 0")
+    time.sleep(0.5)
+    assert page.evaluate("viewer.count") == 0
+
+
+@in_browser
+def test_nothing_left_the_machine_and_nobody_complained(page):
+    """After all the above."""
+    assert page.complaints() == []
+    strangers = [url for url in page.requests() if not url.startswith((page.address, f"blob:{page.address}", "data:"))]
+    assert strangers == []
+
+
+@in_browser
+def test_backend_can_be_switched(page, student):
+    """Comes last of those that share a page."""
+    other = {"webgpu": "wasm", "wasm": "webgpu"}[page.backend]
+    page.evaluate(
+        f"const select = document.querySelector('select'); select.value = '{other}'; "
+        "select.dispatchEvent(new Event('change'))"
+    )
+    wait(page, "!document.querySelector('select').disabled")
+    assert page.evaluate("viewer.backend") == other
+    assert page.evaluate("location.search") == f"?backend={other}"
+    assert psnr(frame(page), torch_picture(student, page.evaluate("viewer.pose"))) >= 35
+    assert page.complaints() == []
+
+
+@in_browser
+def test_lost_gpu_is_survived(site, student):
+    with serve(site) as address, Page("about:blank", flags=WEBGPU) as page:
+        open_viewer(page, f"{address}?backend=webgpu")
+        page.evaluate("viewer.look({azimuth: 0.2}), viewer.renderer.device.destroy()")
+        wait(page, "viewer.backend === 'wasm' && !document.querySelector('select').disabled")
+        assert "took the GPU away" in notice(page)
+        assert psnr(frame(page), torch_picture(student, page.evaluate("viewer.pose"))) >= 35
+
+
+@in_browser
+@pytest.mark.parametrize("backend", ["webgpu", "wasm"])
+def test_runtime_of_another_server(site, tmp_path, backend):
+    """As from the CDN: other origin, hashes checked. Here the page is isolated too, so that WASM has threads."""
+    folder = tmp_path / "site"
+    shutil.copytree(site, folder, ignore=shutil.ignore_patterns("ort"))
+    scene = json.loads((folder / "scene.json").read_text())
+    isolation = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
+    sharing = {"Access-Control-Allow-Origin": "*", "Cross-Origin-Resource-Policy": "cross-origin"}
+    with serve(folder, isolation) as address, serve(site / "ort", sharing) as cdn:
+        scene["runtime"]["base"] = cdn
+        (folder / "scene.json").write_text(json.dumps(scene))
+        with Page("about:blank", flags=WEBGPU) as page:
+            open_viewer(page, f"{address}?backend={backend}")
+            assert page.evaluate("crossOriginIsolated")
+            assert (page.evaluate("viewer.backend"), notice(page)) == (backend, "")
+            assert page.complaints() == []
+
+
+@in_browser
+def test_wrong_picture_is_announced(site, tmp_path):
+    folder = tmp_path / "site"
+    shutil.copytree(site, folder)
+    Image.fromarray(255 - np.asarray(Image.open(folder / "reference.png"))).save(folder / "reference.png")
+    with serve(folder) as address, Page("about:blank", flags=WEBGPU) as page:
+        open_viewer(page, f"{address}?backend=webgpu")
+        assert page.evaluate("viewer.backend") == "wasm"
+        assert "WebGPU's first picture differs from reference.png" in notice(page)
+        assert "WASM's first picture differs from reference.png" in notice(page)
+
+
+@in_browser
+def test_no_webgpu_falls_back_to_wasm(site):
+    with serve(site) as address, Page("about:blank", flags=("--disable-features=WebGPU", "--disable-gpu")) as page:
+        open_viewer(page, address)
+        assert page.evaluate("viewer.backend") == "wasm"
+        assert "WebGPU" in notice(page) and "The processor renders instead" in notice(page)
+
+
+@in_browser
+def test_fp16_without_a_gpu_for_it(student, ort_dist, tmp_path):
+    """SwiftShader has no 16-bit arithmetic."""
+    web_files.write_web_files(student, tmp_path, SCENE, "fp16", ort_dist)
+    with serve(tmp_path) as address, Page("about:blank", flags=WEBGPU) as page:
+        open_viewer(page, f"{address}?backend=webgpu")
+        assert page.evaluate("viewer.backend") == "wasm"
+        assert notice(page) == (
+            "This GPU has no 16-bit arithmetic for the model. The processor renders instead, which is slower."
+        )
+        assert page.evaluate("viewer.psnr") >= 45
+
+
+@in_browser
+def test_imitated_gpu_is_taken_only_when_asked_for(site):
+    with serve(site) as address, Page("about:blank", flags=WEBGPU) as page:
+        open_viewer(page, address)
+        assert page.evaluate("viewer.backend") == "wasm"
+        assert "no GPU of its own" in notice(page)
+
+
+@in_browser
+@pytest.mark.parametrize("name", ["scene.json", "model.onnx", "reference.png", "ort/ort.webgpu.min.mjs"])
+def test_missing_file_is_named(site, tmp_path, name):
+    folder = tmp_path / "site"
+    shutil.copytree(site, folder)
+    (folder / name).unlink()
+    with serve(folder) as address, Page("about:blank", flags=WEBGPU) as page:
+        open_viewer(page, address)
+        assert notice(page).startswith(f"{name} could not be loaded")
+
+
+@in_browser
+def test_damaged_runtime_is_not_run(site, tmp_path):
+    folder = tmp_path / "site"
+    shutil.copytree(site, folder)
+    script = folder / "ort" / web_files.ORT_FILES["script"]
+    script.write_text(script.read_text() + "\nwindow.intruder = true;")
+    with serve(folder) as address, Page("about:blank", flags=WEBGPU) as page:
+        open_viewer(page, address)
+        assert "is not the file it should be" in notice(page)
+        assert page.evaluate("window.intruder === undefined")
+
+
+# -- helpers ----------------------------------------------------------------------------------------------------------
+
+ANGLES = "[viewer.orbit.azimuth, viewer.orbit.elevation, viewer.orbit.radius]"
+
+
+def version() -> str:
+    """The pinned version, for a regular expression."""
+    return web_files.ORT_VERSION.replace(".", r"\.")
+
+
+@contextlib.contextmanager
+def serve(folder: Path, headers: Optional[Dict[str, str]] = None) -> Iterator[str]:
+    """A web server for a folder, and its address."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def end_headers(self):
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
+            super().end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+def open_viewer(page: Page, address: str) -> None:
+    """Opens the page and waits until it shows a picture or says why not."""
+    page.open(address)
+    wait(page, "window.viewer !== undefined")
+    page.evaluate("viewer.ready.then(() => {})")
+
+
+def wait(page: Page, condition: str) -> None:
+    """Waits until a JavaScript expression is true."""
+    deadline = time.time() + 120
+    while not page.evaluate(condition):
+        assert time.time() < deadline, f"{condition} never came true"
+        time.sleep(0.1)
+
+
+def notice(page: Page) -> str:
+    """What the page warns of, or nothing."""
+    return page.evaluate("(n => n.checkVisibility() ? n.textContent : '')(document.getElementById('notice'))")
+
+
+def reset(page: Page) -> None:
+    """Back to the start view."""
+    page.evaluate("viewer.look(viewer.scene.range.start)")
+
+
+def frame(page: Page) -> np.ndarray:
+    """(H, W, 3) bytes that the page shows, by its own account."""
+    flat = page.evaluate("viewer.frame().then((pixels) => Array.from(pixels))")
+    return np.uint8(flat).reshape(*SIZE, 4)[..., :3]
+
+
+def canvas_on_screen(page: Page) -> np.ndarray:
+    """(H, W, 3) pixels of the canvas in a screenshot, where it is shown unscaled for a moment."""
+    frame(page)
+    height, width = SIZE
+    plain = f"position: fixed; z-index: 1; width: {width}px; height: {height}px; border-radius: 0"
+    page.evaluate(f"document.querySelector('canvas').style.cssText = '{plain}'")
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    left, top = page.evaluate("(box => [box.x, box.y])(document.querySelector('canvas').getBoundingClientRect())")
+    picture = page.screenshot()
+    page.evaluate("document.querySelector('canvas').style.cssText = ''")
+    return picture[round(top) : round(top) + height, round(left) : round(left) + width]
+
+
+def torch_picture(model, c2w) -> np.ndarray:
+    """(H, W, 3) in 0..255, by torch through nerfstudio's camera, at a pose of any form."""
+    from mobiler2l_ns.cameras import pinhole_cameras
+
+    c2w = torch.as_tensor(c2w, dtype=torch.float32).reshape(1, 3, 4)
+    camera = pinhole_cameras(c2w, model.focal, *model.size)
+    return model.get_outputs_for_camera(camera)["rgb"].numpy() * 255
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Decibels between two pictures in 0..255."""
+    return -10 * math.log10(max(np.mean((a.astype(float) - b.astype(float)) ** 2), 1e-9) / 255**2)
