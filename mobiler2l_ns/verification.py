@@ -132,7 +132,7 @@ def print_table(report: Dict[str, object], entries: Dict[str, dict]) -> None:
     from rich.table import Table
 
     table = Table(title=f"{report['params'] / 1e6:.2f} M parameters, {report['gmac']:.2f} GMAC a picture")
-    for heading in ("file", "kB", "ms (CPU)", "nodes", "max difference", "allowed", "PSNR to torch"):
+    for heading in ("file", "kB", "ms (CPU)", "nodes", "max error", "mean error", "allowed", "PSNR to torch"):
         table.add_column(heading, justify="left" if heading == "file" else "right")
     for name, entry in entries.items():
         numbers = [_cell(entry, key, form) for key, form in _COLUMNS]
@@ -145,6 +145,7 @@ _COLUMNS = (
     ("size_bytes", lambda size: f"{size / 1e3:.0f}"),
     ("latency_ms", "{:.1f}".format),
     ("max_abs", "{:.1e}".format),
+    ("mean_abs", "{:.1e}".format),
     ("tolerance", "{:.1e}".format),
     ("psnr", "{:.1f}".format),
 )

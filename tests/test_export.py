@@ -16,7 +16,7 @@ import torch
 import yaml
 from nerfstudio.data.scene_box import SceneBox
 
-from mobiler2l_ns import export, onnx_files, onnx_graph, output_folder, snap_files, verification
+from mobiler2l_ns import export, method_configs, onnx_files, onnx_graph, output_folder, snap_files, verification
 from mobiler2l_ns.cameras import cell_centres, pinhole_cameras, rays_at, student_rays
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export import ExportMobileR2L
@@ -216,6 +216,20 @@ def test_every_file_agrees_with_torch(exported):
         if name not in chains:
             path = folder / (name if name in snap else f"onnx/{name}")
             assert entry["size_bytes"] == path.stat().st_size and entry["latency_ms"] > 0
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+@pytest.mark.parametrize("method", ["mobiler2l", "mobiler2l_small", "mobiler2l_paper", "r2l"])
+def test_every_preset_and_activation(method, activation, tmp_path):
+    """The presets' own networks, on two by three rays."""
+    config = copy.deepcopy(getattr(method_configs, method).config.pipeline.model)
+    config.network.activation = activation
+    s = config.network.upscale
+    camera = {**CAMERA, "height": 2 * s, "width": 3 * s, "focal": 3.0 * s}
+    box = SceneBox(torch.tensor([[-1.0, -1, -1], [1, 1, 1]]))
+    model = config.setup(scene_box=box, num_train_data=1, metadata={"student_camera": camera}).eval()
+    _, entries = check(model, write_both(model, tmp_path), viewing_range(model).sample(1))
+    verification.check_parity(entries, tmp_path)
 
 
 def test_only_the_chain_of_a_steep_student_may_differ_by_more(tmp_path):
