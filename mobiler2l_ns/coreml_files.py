@@ -95,8 +95,8 @@ def check_coreml(path: Path, model, outputs: Outputs = "rgb") -> None:
         model: The student it was written from.
         outputs: What should come out.
     """
+    ct = import_coremltools()
     with _quietly():
-        ct = import_coremltools()
         spec = ct.utils.load_spec(str(path))
     (height, width), (h, w) = model.size, model.sampler.grid.tolist()
     wanted = {"c2w": (1, 3, 4), "rgb": (1, 3, height, width)}
@@ -133,9 +133,10 @@ def _mistake(path: Path, what: str) -> UserError:
 
 
 def import_coremltools():
-    """The module coremltools, which is an extra; a UserError where it is missing."""
+    """The module coremltools, which is an extra and talkative; a UserError where it is missing."""
     try:
-        import coremltools
+        with _quietly():
+            import coremltools
     except ImportError:
         raise UserError(
             "CoreML packages need coremltools: install it with "
