@@ -17,7 +17,7 @@ from typing import NamedTuple, Tuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
@@ -80,6 +80,19 @@ def pinhole_rays(
         origins=pose[..., 3].expand_as(directions), directions=directions / norm, pixel_area=norm**-3 / focal**2,
         metadata={"directions_norm": norm},
     )  # fmt: skip
+
+
+def ray_lengths(camera: Cameras) -> Float[Tensor, "H W 1"]:
+    """How long the rays of unit depth through a camera's pixel centres are: z times it is distance along the ray.
+
+    Args:
+        camera: A camera of shape (1,). Without lens distortion its rays need not be made, which costs more.
+    """
+    distortion = camera.distortion_params
+    if int(camera.camera_type) != CameraType.PERSPECTIVE.value or (distortion is not None and bool(distortion.any())):
+        return camera.generate_rays(0, keep_shape=True).metadata["directions_norm"]
+    y, x = cell_centres(int(camera.height), int(camera.width), (1, 1), camera.device).split(1, dim=-1)
+    return (1 + ((x - camera.cx) / camera.fx) ** 2 + ((y - camera.cy) / camera.fy) ** 2).sqrt()
 
 
 def crop_camera(camera: Cameras, top: int, left: int, height: int, width: int) -> Cameras:

@@ -77,6 +77,8 @@ class DistillationDataManagerConfig(CaptureDataManagerConfig):
     each in its own folder rank-N inside."""
     upscale: tyro.conf.Suppress[int] = 8
     """Pixels a ray-grid cell; set by the pipeline from the network's shape."""
+    channels: tyro.conf.Suppress[int] = 3
+    """What the student learns of a teacher view: 3 colours, 4: and alpha, 5: and depth; set by the pipeline."""
     validation_photos: tyro.conf.Suppress[int] = 0
     """Training photos held out to score the student on; set by the pipeline from the options of fine-tuning."""
 
@@ -154,7 +156,9 @@ class DistillationDataManager(CaptureDataManager):
         if self.teacher_is_of_other_data:
             self._check_same_scene()
         if needs_photos:
-            self.photos = load_photos(self.train_dataset, height, width, upscale, self.device)
+            self.photos = load_photos(
+                self.train_dataset, height, width, upscale, self.device, with_alpha=self._photo_channels() == 4
+            )
             if 0 < self.config.validation_photos < len(self.photos):
                 self.photos, self.validation = self.photos.hold_out(self.config.validation_photos)
         near, far = from_main(lambda: self._near_far(focal))
@@ -166,7 +170,9 @@ class DistillationDataManager(CaptureDataManager):
         cache = self.config.cache_dir
         if cache is not None and comms.get_world_size() > 1:
             cache = cache / f"rank-{comms.get_rank()}"
-        self.pool = FramePool(capacity, tile, self.size, focal, upscale, self.device, cache, identity)
+        self.pool = FramePool(
+            capacity, tile, self.size, focal, upscale, self.device, cache, identity, self.config.channels, (near, far)
+        )
         self.hard_windows = self._hard_windows()
 
     def _check_same_world(self) -> None:
@@ -223,12 +229,16 @@ class DistillationDataManager(CaptureDataManager):
         num_hard = int(share * count)
         return HardWindows(num_hard, HARD_BATCHES * count) if num_hard else None
 
+    def _photo_channels(self) -> int:
+        """4 where photos can teach alpha, too."""
+        return 4 if self.config.channels > 3 and self.train_dataset.metadata["transparent_background"] else 3
+
     def _announce(self, focal: float, tile: Tuple[int, int], capacity: int, num_photos: int) -> None:
         if not comms.is_main_process():
             return
         (height, width), (tile_h, tile_w) = self.size, tile
-        pool = capacity * tile_h * tile_w * 3
-        photos = num_photos * height * width * 3
+        pool = capacity * tile_h * tile_w * self.config.channels
+        photos = num_photos * height * width * self._photo_channels()
         where = f"also kept in {self.config.cache_dir}" if self.config.cache_dir else "nothing is written to disk"
         each = f" of each of {comms.get_world_size()} processes" if comms.get_world_size() > 1 else ""
         CONSOLE.print(
@@ -240,6 +250,9 @@ class DistillationDataManager(CaptureDataManager):
 
     def next_train(self, step: int) -> Tuple[RayBundle, Dict]:
         """Rays (B, hc, wc) and ``batch["image"]`` (B, Hc, Wc, 3), this process's part of the batch, in ns-train.
+
+        Where the student learns them, ``batch["alpha"]`` and ``batch["depth"]`` (M, Hc, Wc, 1) are those of the first M
+        windows: of teacher views, and alpha of transparent photos too. Depth is as in ``Windows``.
 
         Raises:
             UserError: Another command (ns-export pointcloud, poisson) asks for single rays.
@@ -259,10 +272,11 @@ class DistillationDataManager(CaptureDataManager):
         if num_photos:
             parts.append(self.photos.sample(num_photos, hc, wc))
         parts += again
-        windows = Windows(join_bundles([p.rays for p in parts]), torch.cat([p.pixels for p in parts]))
+        # Whoever knows more about its pixels comes first: teacher views, photos, and hard windows, which are colours.
+        windows = Windows(join_bundles([p.rays for p in parts]), torch.cat([p.pixels[..., :3] for p in parts]))
         if self.hard_windows is not None:
             self.last_batch = windows, count
-        return windows.rays, {"image": windows.pixels}
+        return windows.rays, {"image": windows.pixels, **geometry(parts)}
 
     def learn_from(self, errors: Float[Tensor, "B"]) -> None:
         """Keeps the hardest new windows of the last batch; those drawn again do not enter twice.
@@ -332,7 +346,9 @@ class DistillationDataManager(CaptureDataManager):
         left = int(torch.randint(width - tile_w + 1, ()))
         camera = pinhole_cameras(c2w, self.pool.focal, height, width)
         with torch.autocast(device_type=torch.device(self.device).type, enabled=False):
-            image = self.teacher.render(crop_camera(camera, top, left, tile_h, tile_w))
+            camera = crop_camera(camera, top, left, tile_h, tile_w)
+            channels = self.config.channels
+            image = self.teacher.render(camera) if channels == 3 else self.teacher.render_all(camera)[..., :channels]
         self.pool.add(image.to(self.pool.images.device), c2w[0], (top, left))
         self.teacher_seconds += self._clock() - start
         self.views_rendered += 1
@@ -401,14 +417,17 @@ def student_size(dataset: InputDataset, image_size: Optional[Tuple[int, int]], u
 
 
 def load_photos(
-    dataset: InputDataset, height: int, width: int, upscale: int, device, limit: Optional[int] = None
-) -> PhotoSet:
-    """Photos of a split at the student's size, on white where they are transparent."""
+    dataset: InputDataset, height: int, width: int, upscale: int, device, limit: Optional[int] = None,
+    with_alpha: bool = False,
+) -> PhotoSet:  # fmt: skip
+    """Photos of a split at the student's size, on white where they are transparent; with their alpha if asked for."""
     indices = list(range(len(dataset)))[:: max(1, len(dataset) // limit) if limit else 1]
-    images = torch.empty((len(indices), height, width, 3), dtype=torch.uint8)
+    images = torch.empty((len(indices), height, width, 4 if with_alpha else 3), dtype=torch.uint8)
     for slot, index in enumerate(track(indices, "Loading photos", console=CONSOLE, transient=True)):
-        image = fit_image(on_white(dataset.get_image_float32(index)), height, width)
-        images[slot] = (image * 255).round().to(torch.uint8)
+        image = on_white(dataset.get_image_float32(index))
+        if with_alpha:
+            image = torch.cat([image, photo_alpha(dataset, index)], dim=-1)
+        images[slot] = (fit_image(image, height, width) * 255).round().to(torch.uint8)
     cameras, _ = fit_cameras(dataset.cameras[torch.tensor(indices)], height, width)
     return PhotoSet(images.to(device), cameras.to(device), upscale)
 
@@ -416,6 +435,22 @@ def load_photos(
 def on_white(image: Tensor) -> Tensor:
     """(..., 4) straight-alpha colours as (..., 3) on white; other images unchanged."""
     return image if image.shape[-1] == 3 else image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
+
+
+def photo_alpha(dataset: InputDataset, index: int) -> Float[Tensor, "H W 1"]:
+    """Alpha of a photo, 1 where it has none. Most data parsers put photos on a background before handing them out."""
+    image = torch.from_numpy(dataset.get_numpy_image(index))
+    return image[..., 3:].float() / 255 if image.shape[-1] == 4 else torch.ones(*image.shape[:2], 1)
+
+
+def geometry(parts: List[Windows]) -> Dict[str, Float[Tensor, "M Hc Wc 1"]]:
+    """``alpha`` and ``depth`` of the windows of a batch that know them, in the batch's order; a batch may have none."""
+    found = {}
+    for channel, name in ((3, "alpha"), (4, "depth")):
+        known = [part.pixels[..., channel : channel + 1] for part in parts if part.pixels.shape[-1] > channel]
+        if known:
+            found[name] = torch.cat(known)
+    return found
 
 
 def join_bundles(bundles: List[RayBundle]) -> RayBundle:

@@ -4,7 +4,7 @@ B: batch; h, w: ray grid; s: upscale factor.
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Dict, List, Literal, Optional, Tuple, Type
 
 import torch
@@ -15,17 +15,18 @@ from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.model_components import renderers
 from nerfstudio.models.base_model import Model, ModelConfig
-from nerfstudio.utils import comms
+from nerfstudio.utils import colormaps, comms
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
-from mobiler2l_ns.cameras import student_rays, student_view, to_camera_size
+from mobiler2l_ns.cameras import ray_lengths, student_rays, student_view, to_camera_size
 from mobiler2l_ns.datamanager import on_white
 from mobiler2l_ns.embedder import Embedder, to_network_input
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.losses import rgb_loss
+from mobiler2l_ns.losses import alpha_loss, depth_loss, rgb_loss
 from mobiler2l_ns.metrics import image_metrics
 from mobiler2l_ns.network import MobileR2LNetwork, NetworkConfig, check_network
+from mobiler2l_ns.pose_graph import Outputs
 from mobiler2l_ns.sampler import Sampler
 from mobiler2l_ns.viewing_range import NUM_VIEWPOINTS
 
@@ -40,6 +41,12 @@ class MobileR2LModelConfig(ModelConfig):
     _target: Type = field(default_factory=lambda: MobileR2LModel)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """Shape of the network."""
+    outputs: Outputs = "rgb"
+    """What the student predicts: colours, accumulation (alpha), distance (depth)."""
+    alpha_weight: float = 0.1
+    """Weight of the accumulation's squared error beside that of the colours."""
+    depth_weight: float = 0.1
+    """Weight of the depth's squared error, in units of the range from near to far, beside that of the colours."""
     num_points: int = 8
     """K: points on each ray."""
     num_frequencies: int = 6
@@ -63,6 +70,7 @@ class MobileR2LModel(Model):
     def populate_modules(self):
         """Builds sampler, embedder and network; the camera comes from the datamanager, or later from a checkpoint."""
         super().populate_modules()
+        self.config.network = replace(self.config.network, out_channels=len(self.config.outputs))
         try:
             check_network(self.config.network)
         except ValueError as error:
@@ -184,46 +192,81 @@ class MobileR2LModel(Model):
     def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Tensor]:
         """``rgb`` (B, H, W, 3) for a bundle (B, h, w) of rays through cell centres.
 
+        A student that has them also returns ``accumulation`` and ``depth`` (B, H, W, 1), the latter as it learns it: z
+        from 0 at the near plane to 1 at the far plane.
+
         Raises:
             UserError: The rays are not a grid (some nerfstudio exports cast single rays).
         """
         if len(ray_bundle.shape) != 3:
             raise UserError("a light field renders whole pictures, not single rays: run this command on the teacher.")
-        return {"rgb": self.render_rays(*student_rays(ray_bundle)).permute(0, 2, 3, 1)}
+        return by_name(self.render_rays(*student_rays(ray_bundle)).permute(0, 2, 3, 1))
 
     @torch.no_grad()
     def get_outputs_for_camera(self, camera: Cameras, obb_box: Optional[OrientedBox] = None) -> Dict[str, Tensor]:
         """``rgb`` (H, W, 3), ``accumulation`` and ``depth`` (H, W, 1) of a camera of any size and field of view.
 
-        A student without those heads is opaque and lies at its far plane. A crop box (the viewer's) masks pixels whose
-        ray misses it.
+        Depth is the distance along the ray, as nerfacto's, and means nothing where accumulation is small. A student
+        without those heads is opaque and lies at its far plane. A crop box (the viewer's) masks pixels whose ray misses
+        it.
         """
         camera = camera.to(self.device)
         shift, magnification = self.zoom(camera.camera_to_worlds[0])
         view = student_view(camera, self.focal * magnification, self.upscale)
-        rgb = to_camera_size(self.render_rays(*student_rays(view.rays), self.sampler.depths + shift)[0], view)
-        accumulation = torch.ones_like(rgb[..., :1])
-        if obb_box is not None:
-            rays = camera.generate_rays(0, keep_shape=True, obb_box=obb_box)
-            accumulation = (rays.nears < rays.fars).float() * (rays.nears < 1e9)
-            background = renderers.BACKGROUND_COLOR_OVERRIDE
-            background = torch.ones(3) if background is None else background
-            rgb = rgb * accumulation + background.to(rgb) * (1 - accumulation)
-        return {"rgb": rgb, "accumulation": accumulation, "depth": accumulation * self.sampler.far}
+        picture = self.render_rays(*student_rays(view.rays), self.sampler.depths + shift)[0]
+        picture[4:] *= picture[3:4]  # so that resizing does not mix the object's depth with the background's
+        outputs = by_name(to_camera_size(picture, view))
+        rgb = outputs["rgb"]
+        accumulation = outputs.get("accumulation", torch.ones_like(rgb[..., :1]))
+        if "depth" in outputs:
+            depth = self._distance(outputs["depth"] / accumulation.clamp_min(1e-6), camera, shift)
+        else:
+            depth = self.sampler.far.expand_as(accumulation)
+        if obb_box is not None or renderers.BACKGROUND_COLOR_OVERRIDE is not None:
+            mask = torch.ones_like(accumulation) if obb_box is None else box_mask(camera, obb_box)
+            colours = (rgb - (1 - accumulation)).clamp_min(0) * mask  # times alpha, and no longer on white
+            accumulation, depth = accumulation * mask, depth * mask
+            rgb = colours + background_colour(rgb) * (1 - accumulation)
+        return {"rgb": rgb, "accumulation": accumulation, "depth": depth}
+
+    def _distance(self, depth: Float[Tensor, "H W 1"], camera: Cameras, shift: Tensor) -> Float[Tensor, "H W 1"]:
+        """Distance along the ray from depth in 0..1: the only place where the student's depth becomes nerfstudio's.
+
+        Points that slid along their rays (see ``zoom``) are that much farther away than the student believes.
+        """
+        z = self.sampler.near + (self.sampler.far - self.sampler.near) * depth + shift
+        return z.clamp_min(0) * ray_lengths(camera)
 
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> Dict[str, Tensor]:
         """Not possible: the bundle holds one ray a pixel."""
         raise UserError("a light field renders cameras, not bundles of rays: run this command on the teacher.")
 
     def get_rgba_image(self, outputs: Dict[str, Tensor], output_name: str = "rgb") -> Tensor:
-        """(H, W, 4) straight-alpha picture."""
-        return torch.cat([outputs[output_name], outputs["accumulation"]], dim=-1)
+        """(H, W, 4) straight-alpha picture: the colours without the background that they were rendered on."""
+        rgb, accumulation = outputs[output_name], outputs["accumulation"]
+        colours = (rgb - background_colour(rgb) * (1 - accumulation)) / accumulation.clamp_min(1e-6)
+        return torch.cat([colours.clamp(0, 1), accumulation], dim=-1)
 
     # -- training and evaluation ----------------------------------------------------------------------------------
 
     def get_loss_dict(self, outputs, batch, metrics_dict=None) -> Dict[str, Tensor]:
-        """The colour loss."""
-        return {"rgb_loss": rgb_loss(outputs["rgb"], batch["image"].to(self.device))}
+        """The losses of the colours, and of alpha and depth where student and batch have them.
+
+        Windows without alpha or depth count as if they were right, so that the mean over several processes is the
+        batch's, however the photos are spread over them.
+        """
+        batch = {name: batch[name].to(self.device) for name in ("image", "alpha", "depth") if name in batch}
+        num_windows = len(batch["image"])
+        losses = {"rgb_loss": rgb_loss(outputs["rgb"], batch["image"])}
+        if "accumulation" in outputs and "alpha" in batch:
+            m = len(batch["alpha"])
+            weight = self.config.alpha_weight * m / num_windows
+            losses["alpha_loss"] = weight * alpha_loss(outputs["accumulation"][:m], batch["alpha"])
+        if "depth" in outputs and "depth" in batch:
+            m = len(batch["depth"])
+            weight = self.config.depth_weight * m / num_windows
+            losses["depth_loss"] = weight * depth_loss(outputs["depth"][:m], batch["depth"], batch["alpha"][:m])
+        return losses
 
     def get_metrics_dict(self, outputs, batch) -> Dict[str, Tensor]:
         """PSNR of the batch, as a tensor: a Python number would make each step wait for the GPU."""
@@ -231,10 +274,33 @@ class MobileR2LModel(Model):
         return {"psnr": -10 * torch.log10(error)}
 
     def get_image_metrics_and_images(self, outputs, batch) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
-        """Metrics against a photo, and photo | student | error (brighter is worse, x3)."""
+        """Metrics against a photo, and photo | student | error (brighter is worse, x3); alpha and depth in colours."""
         target = on_white(batch["image"].to(self.device))
         error = (3 * (outputs["rgb"] - target).abs()).clamp(0, 1)
-        return image_metrics(outputs["rgb"], target), {"img": torch.cat([target, outputs["rgb"], error], dim=1)}
+        images = {"img": torch.cat([target, outputs["rgb"], error], dim=1)}
+        if self.config.outputs != "rgb":
+            images["accumulation"] = colormaps.apply_colormap(outputs["accumulation"])
+        if self.config.outputs == "rgbad":
+            images["depth"] = colormaps.apply_depth_colormap(outputs["depth"], outputs["accumulation"])
+        return image_metrics(outputs["rgb"], target), images
+
+
+def by_name(picture: Float[Tensor, "*batch H W C"]) -> Dict[str, Tensor]:
+    """The network's channels under nerfstudio's names, as many as there are."""
+    parts = {"rgb": picture[..., :3], "accumulation": picture[..., 3:4], "depth": picture[..., 4:5]}
+    return {name: part for name, part in parts.items() if part.shape[-1]}
+
+
+def background_colour(rgb: Tensor) -> Float[Tensor, "3"]:
+    """What pictures are put on: white, as the student learned them, unless nerfstudio asks for something else."""
+    override = renderers.BACKGROUND_COLOR_OVERRIDE
+    return torch.ones(3).to(rgb) if override is None else override.to(rgb)
+
+
+def box_mask(camera: Cameras, obb_box: OrientedBox) -> Float[Tensor, "H W 1"]:
+    """1 for pixels whose ray meets a box."""
+    rays = camera.generate_rays(0, keep_shape=True, obb_box=obb_box)
+    return (rays.nears < rays.fars).float() * (rays.nears < 1e9)
 
 
 def computes_in_bf16(device: torch.device) -> bool:
@@ -248,6 +314,6 @@ def computes_in_bf16(device: torch.device) -> bool:
 
 
 def is_matrix(name: str, parameter: torch.nn.Parameter) -> bool:
-    """Whether a parameter maps features to features: every convolution's weight but the last one's, whose three rows
-    are the colours."""
+    """Whether a parameter maps features to features: every convolution's weight but the last one's, whose rows are the
+    colours, alpha and depth."""
     return parameter.ndim >= 2 and not name.startswith("tail.")

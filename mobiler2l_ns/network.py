@@ -34,7 +34,7 @@ class NetworkConfig:
     batch_norm: bool = False
     """Normalise after each convolution of a block, as published. Without it, blocks start close to the identity."""
     out_channels: int = 3
-    """3: rgb."""
+    """3: rgb, 4: and alpha, 5: and depth; set by the model from its outputs."""
 
     @property
     def upscale(self) -> int:

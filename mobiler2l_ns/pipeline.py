@@ -1,6 +1,6 @@
 """nerfstudio's pipeline, with fine-tuning on the photos, and distributed on CPUs too.
 
-It also tells the datamanager what it must know: the network's upscale factor, and which windows were hard.
+It also tells the datamanager what it must know: the network's upscale factor and outputs, and which windows were hard.
 """
 
 import json
@@ -44,6 +44,7 @@ class DistillationPipeline(VanillaPipeline):
         grad_scaler: Optional[GradScaler] = None,
     ):
         config.datamanager.upscale = config.model.network.upscale
+        config.datamanager.channels = len(config.model.outputs)
         config.datamanager.validation_photos = config.finetuning.validation_photos if config.finetuning.steps else 0
         # As if alone: VanillaPipeline can distribute CUDA models only.
         super().__init__(config, device, test_mode, world_size=1, local_rank=local_rank, grad_scaler=grad_scaler)

@@ -3,7 +3,8 @@
 The pool holds the newest teacher views, as uint8; the photo set holds the capture's photos. Both hand out the same
 thing: windows of pixels with the cameras and the pixel coordinates of the rays through their cells.
 
-H, W: pixels of a stored picture; s: upscale factor; B: batch; hc, wc: cells of a window.
+H, W: pixels of a stored picture; s: upscale factor; B: batch; hc, wc: cells of a window; C: channels, 3 for colours, 4
+with alpha, 5 with depth.
 """
 
 import json
@@ -26,13 +27,13 @@ class Windows(NamedTuple):
 
     rays: RayBundle
     """(B, hc, wc)"""
-    pixels: Float[Tensor, "B Hc Wc 3"]
-    """0..1"""
+    pixels: Float[Tensor, "B Hc Wc C"]
+    """0..1; depth is 0 where it is not known, and otherwise grows from the near plane to 1 at the far plane."""
 
 
 def cut_windows(
-    images: UInt8[Tensor, "N H W 3"], indices: Int[Tensor, "B"], height: int, width: int
-) -> Tuple[Float[Tensor, "B height width 3"], Int[Tensor, "B 2"]]:
+    images: UInt8[Tensor, "N H W C"], indices: Int[Tensor, "B"], height: int, width: int
+) -> Tuple[Float[Tensor, "B height width C"], Int[Tensor, "B 2"]]:
     """Random windows of given pictures, at any whole pixel, and their top left corners (y, x)."""
     b, device = len(indices), images.device
     top = (torch.rand(b, device=device) * (images.shape[1] - height + 1)).long()
@@ -46,12 +47,12 @@ class PhotoSet:
     """The capture's photos at the student's resolution.
 
     Args:
-        images: (N, H, W, 3) uint8.
+        images: (N, H, W, 3) uint8, on white; or (N, H, W, 4) with the alpha that they had before.
         cameras: Their cameras (N,), for H x W pixels.
         upscale: s.
     """
 
-    def __init__(self, images: UInt8[Tensor, "N H W 3"], cameras: Cameras, upscale: int):
+    def __init__(self, images: UInt8[Tensor, "N H W C"], cameras: Cameras, upscale: int):
         self.images, self.cameras, self.upscale = images, cameras, upscale
 
     def __len__(self) -> int:
@@ -60,7 +61,7 @@ class PhotoSet:
     def __iter__(self) -> Iterator[Tuple[Cameras, Float[Tensor, "H W 3"]]]:
         """Each photo's camera (1,) and its colours in 0..1."""
         for i in range(len(self)):
-            yield self.cameras[i : i + 1], self.images[i].float() / 255
+            yield self.cameras[i : i + 1], self.images[i, ..., :3].float() / 255
 
     @property
     def nbytes(self) -> int:
@@ -98,19 +99,24 @@ class FramePool:
         device: Where the pictures live.
         cache: Optional folder where the pictures are kept too, so that an interrupted run finds them again.
         identity: What the cached pictures show; a cache with another identity is refused.
+        channels: C.
+        depths: z of the near and the far plane, between which depth is kept.
     """
 
     def __init__(
         self, capacity: int, tile: Tuple[int, int], size: Tuple[int, int], focal: float, upscale: int,
         device="cpu", cache: Optional[Path] = None, identity: str = "",
+        channels: int = 3, depths: Tuple[float, float] = (0.0, 1.0),
     ):  # fmt: skip
         self.capacity, self.tile, self.size, self.focal, self.upscale = capacity, tile, size, focal, upscale
-        self.images = torch.zeros((capacity, *tile, 3), dtype=torch.uint8, device=device)
+        self.depths = depths
+        self.images = torch.zeros((capacity, *tile, channels), dtype=torch.uint8, device=device)
         self.c2w = torch.zeros(capacity, 3, 4, device=device)
         self.corner = torch.zeros(capacity, 2, dtype=torch.long, device=device)
         self.num_added = 0
-        self._cache = _open_cache(cache, capacity, tile, identity) if cache is not None else None
-        if self._cache is not None:
+        self._cache, self._cache_depths = None, depths
+        if cache is not None:
+            self._cache, self._cache_depths = _open_cache(cache, self.images.shape, identity, depths)
             self._restore()
 
     def __len__(self) -> int:
@@ -121,10 +127,16 @@ class FramePool:
         """Bytes that the full pool takes."""
         return self.images.numel() + 4 * self.c2w.numel() + 8 * self.corner.numel()
 
-    def add(self, image: Float[Tensor, "H W 3"], c2w: Float[Tensor, "3 4"], corner: Tuple[int, int] = (0, 0)) -> None:
-        """Stores one teacher view (0..1), over the oldest one if the pool is full."""
+    def add(self, image: Float[Tensor, "H W C"], c2w: Float[Tensor, "3 4"], corner: Tuple[int, int] = (0, 0)) -> None:
+        """Stores one teacher view, over the oldest one if the pool is full.
+
+        Args:
+            image: Colours and alpha in 0..1, and z in world units, 0 where it is not known.
+            c2w: Its pose.
+            corner: Its top left pixel (y, x) in the whole view.
+        """
         slot = self.num_added % self.capacity
-        self.images[slot] = (image * 255).round().to(torch.uint8)
+        self.images[slot] = to_bytes(image, self.depths)
         self.c2w[slot] = c2w
         self.corner[slot] = torch.tensor(corner)
         if self._cache is not None:
@@ -132,7 +144,7 @@ class FramePool:
             # A picture never stands beside another picture's pose: the record goes first and comes back last.
             records[slot] = np.nan
             records.flush()
-            frames[slot] = self.images[slot].cpu().numpy()
+            frames[slot] = to_bytes(image, self._cache_depths).cpu().numpy()
             frames.flush()
             records[slot] = np.array([*self.c2w[slot].flatten().tolist(), *corner, self.num_added])
             records.flush()
@@ -156,25 +168,56 @@ class FramePool:
         for slot in range(len(self)):
             # A view that a kill cut short is next to be replaced; until then the newest one stands in for it.
             source = slot if np.isfinite(records[slot, -1]) else newest
-            self.images[slot] = torch.from_numpy(np.array(frames[source])).to(self.images.device)
+            # Near and far are found anew in each run, and differ a little.
+            view = from_bytes(torch.from_numpy(np.array(frames[source])), self._cache_depths)
+            self.images[slot] = to_bytes(view, self.depths).to(self.images.device)
             self.c2w[slot] = torch.from_numpy(records[source, :12].reshape(3, 4)).to(self.c2w)
             self.corner[slot] = torch.from_numpy(records[source, 12:14]).long()
 
 
-def _open_cache(folder: Path, capacity: int, tile: Tuple[int, int], identity: str):
-    """Memory maps of the cached views (N, H, W, 3) and of their records (N, 15): pose, corner, running number."""
-    header = {"capacity": capacity, "tile": list(tile), "identity": identity}
+def to_bytes(image: Float[Tensor, "H W C"], depths: Tuple[float, float]) -> UInt8[Tensor, "H W C"]:
+    """A teacher view as the pool keeps it.
+
+    A byte for z is a step of 0.4 % of the range between the planes, far less than a student's error. 0 is left to what
+    is not known; a z in front of the near plane, a floater's, becomes that too.
+    """
+    if image.shape[-1] == 5:
+        near, far = depths
+        image = torch.cat([image[..., :4], ((image[..., 4:] - near) / (far - near)).clamp(0, 1)], dim=-1)
+    return (image * 255).round().to(torch.uint8)
+
+
+def from_bytes(image: UInt8[Tensor, "H W C"], depths: Tuple[float, float]) -> Float[Tensor, "H W C"]:
+    """The reverse of ``to_bytes``."""
+    image = image.float() / 255
+    if image.shape[-1] == 5:
+        near, far = depths
+        depth = image[..., 4:]
+        image = torch.cat([image[..., :4], torch.where(depth > 0, near + (far - near) * depth, 0.0)], dim=-1)
+    return image
+
+
+def _open_cache(folder: Path, shape: Tuple[int, int, int, int], identity: str, depths: Tuple[float, float]):
+    """Memory maps of the cached views (N, H, W, C) and of their records (N, 15): pose, corner, running number.
+
+    With them come the planes between which a cache keeps depth: those of the run that began it.
+    """
+    capacity, height, width, channels = shape
+    header = {"capacity": capacity, "tile": [height, width], "channels": channels, "identity": identity}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "pool.json"
         if not path.is_file():
-            np.lib.format.open_memmap(folder / "frames.npy", "w+", np.uint8, (capacity, *tile, 3))
+            np.lib.format.open_memmap(folder / "frames.npy", "w+", np.uint8, tuple(shape))
             np.lib.format.open_memmap(folder / "records.npy", "w+", np.float64, (capacity, 15))[:] = np.nan
-            path.write_text(json.dumps(header, indent=2))
-        if json.loads(path.read_text()) != header:
-            raise UserError(f"{folder} holds views of another teacher, size or capacity: empty it or name another "
-                            "folder with --pipeline.datamanager.cache-dir.")  # fmt: skip
-        return tuple(np.lib.format.open_memmap(folder / name, "r+") for name in ("frames.npy", "records.npy"))
+            path.write_text(json.dumps({**header, "depths": depths}, indent=2))
+        found = json.loads(path.read_text())
+        kept = tuple(found.pop("depths", depths))
+        if found != header:
+            raise UserError(f"{folder} holds views of another teacher, size or capacity, or other outputs of it: empty "
+                            "it or name another folder with --pipeline.datamanager.cache-dir.")  # fmt: skip
+        maps = tuple(np.lib.format.open_memmap(folder / name, "r+") for name in ("frames.npy", "records.npy"))
+        return maps, kept
     except (OSError, ValueError) as error:
         raise UserError(f"the cache folder {folder} cannot be used ({error}): name another one with "
                         "--pipeline.datamanager.cache-dir.") from error  # fmt: skip

@@ -4,7 +4,7 @@ What differs between teachers stays in this file: backgrounds, what "depth" mean
 """
 
 from pathlib import Path
-from typing import Optional, Protocol, Tuple
+from typing import Dict, Optional, Protocol, Set, Tuple
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
+from mobiler2l_ns.cameras import ray_lengths
 from mobiler2l_ns.checkpoints import checkpoint_steps, find_runs, load_model, read_config
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.fast_nerfacto import FastNerfacto, renders_as_nerfacto
@@ -23,6 +24,13 @@ class Teacher(Protocol):
 
     def render(self, camera: Cameras) -> Float[Tensor, "H W 3"]:
         """The picture, 0..1, that one camera (shape (1,)) sees."""
+        ...
+
+    def render_all(self, camera: Cameras) -> Float[Tensor, "H W 5"]:
+        """The picture, its accumulation (0..1), and z in world units: distances from the camera plane.
+
+        z is 0 where none is known, as along rays that meet nothing.
+        """
         ...
 
     def surface_depths(self, camera: Cameras) -> Float[Tensor, "N"]:
@@ -41,6 +49,7 @@ class FrozenTeacher:
         model: The run's model, frozen.
         step: Training step of its checkpoint.
         fast: Renders a nerfacto; None for other teachers, which nerfstudio renders.
+        missing: Outputs that the model turned out not to have.
     """
 
     def __init__(self, config_path: Path, device):
@@ -48,29 +57,49 @@ class FrozenTeacher:
         self.model, self.step = load_model(config_path, device)
         accelerate_hash_grids(self.model)
         self.fast = FastNerfacto(self.model) if renders_as_nerfacto(self.model) else None
+        self.missing: Set[str] = set()
 
     @torch.no_grad()
     def render(self, camera: Cameras) -> Float[Tensor, "H W 3"]:
+        return self._colours(self._outputs(camera))
+
+    @torch.no_grad()
+    def render_all(self, camera: Cameras) -> Float[Tensor, "H W 5"]:
         outputs = self._outputs(camera)
+        return torch.cat([self._colours(outputs), outputs["accumulation"], self._z(outputs, camera)], dim=-1)
+
+    @torch.no_grad()
+    def surface_depths(self, camera: Cameras) -> Float[Tensor, "N"]:
+        z = self._z(self._outputs(camera), camera)
+        if "depth" in self.missing:
+            raise UserError(f"{self.config_path} says nothing about depth: pass --pipeline.datamanager.near-far.")
+        return z[z > 0]
+
+    def _colours(self, outputs: Dict[str, Tensor]) -> Float[Tensor, "H W 3"]:
         rgb = outputs["rgb"]
         if getattr(self.model.config, "background_color", None) == "random":
             # Trained on random backgrounds, such a model leaves black behind the object when it is evaluated.
             rgb = rgb + (1 - outputs["accumulation"])
         return rgb.clamp(0, 1)
 
-    @torch.no_grad()
-    def surface_depths(self, camera: Cameras) -> Float[Tensor, "N"]:
-        outputs = self._outputs(camera)
-        depth, seen = outputs["depth"], outputs["accumulation"] > 0.5
+    def _z(self, outputs: Dict[str, Tensor], camera: Cameras) -> Float[Tensor, "H W 1"]:
+        depth = outputs["depth"]
         if not _depth_is_z(self.model):
-            depth = depth / camera.generate_rays(0, keep_shape=True).metadata["directions_norm"]
-        return depth[seen]
+            depth = depth / ray_lengths(camera.to(depth.device))
+        # nerfacto's depth is where the ray becomes half opaque, and anything at all where it does not.
+        return torch.where(outputs["accumulation"] > 0.5, depth, 0.0)
 
-    def _outputs(self, camera: Cameras) -> dict:
+    def _outputs(self, camera: Cameras) -> Dict[str, Tensor]:
         camera = camera.to(self.model.device)
-        if self.fast is not None:
-            return self.fast.outputs_for_camera(camera)
-        return self.model.get_outputs_for_camera(camera)
+        render = self.model.get_outputs_for_camera if self.fast is None else self.fast.outputs_for_camera
+        outputs = render(camera)
+        for name, value, instead in (("accumulation", 1.0, "is opaque"), ("depth", 0.0, "teaches none")):
+            if name not in outputs:
+                outputs[name] = torch.full_like(outputs["rgb"][..., :1], value)
+                if name not in self.missing:
+                    CONSOLE.print(f"The teacher says nothing about {name}: it {instead}.")
+                    self.missing.add(name)
+        return outputs
 
 
 def depth_range(teacher: Teacher, cameras: Cameras) -> Tuple[float, float]:

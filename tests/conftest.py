@@ -67,6 +67,17 @@ class StubTeacher(torch.nn.Module):
         rays = camera.generate_rays(0, keep_shape=True)
         return self.colours(rays.origins, rays.directions)
 
+    def depths(self, origins: Tensor, directions: Tensor) -> Tensor:
+        """z (..., 1) of what rays see, 0 for a miss; directions of unit depth."""
+        t = self.distances(origins, directions)[..., None]
+        return torch.where(t.isfinite(), t, 0.0)
+
+    def render_all(self, camera: Cameras) -> Tensor:
+        """The picture, its accumulation and z (H, W, 5) of one camera."""
+        rays = camera.generate_rays(0, keep_shape=True)
+        z = self.depths(rays.origins, rays.directions * rays.metadata["directions_norm"])
+        return torch.cat([self.render(camera), (z > 0).float(), z], dim=-1)
+
     def surface_depths(self, camera: Cameras) -> Tensor:
         """z (N,) of the surface points that one camera sees."""
         self.probes += 1

@@ -78,7 +78,7 @@ def main(folder: Path) -> None:
         "teacher": trainer.config.pipeline.datamanager.teacher,
         "probes": teacher.probes, "poses": torch.stack(teacher.poses),
         "capacity": pool.capacity, "pictures": len(pool.images), "pool_bytes": pool.nbytes,
-        "batches": [(*flat(rays), batch["image"]) for rays, batch in trainer.batches],
+        "batches": [(*flat(rays), batch["alpha"], batch["depth"], batch["image"]) for rays, batch in trainer.batches],
         "losses": trainer.losses, "gradients": trainer.gradients, "frames": trainer.frames,
         "first_weights": trainer.first_weights, "weights": trainer.weights(),
     }  # fmt: skip

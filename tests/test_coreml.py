@@ -64,7 +64,7 @@ def test_its_numbers_are_the_students(package):
 def test_alpha_and_depth(outputs, ct, tmp_path):
     from ml_program import load_program, run
 
-    model = make_student(out_channels=len(outputs))
+    model = make_student(outputs=outputs)
     write_coreml_files(model, tmp_path, "deep", outputs)
     check_coreml(tmp_path / "deep.mlpackage", model, outputs)
     pose = viewing_range(model).sample(1)

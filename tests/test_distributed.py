@@ -56,11 +56,14 @@ def train_alone(config, weights=None, batches=None) -> RecordingTrainer:
 
 
 def joined(*parts) -> tuple:
-    """The batch that consists of the processes' parts."""
-    origins, directions, area, norm, image = (torch.cat(tensors) for tensors in zip(*parts))
+    """The batch that consists of the processes' parts: those with depth, which lead each part, lead it too."""
+    with_depth = [torch.arange(len(image)) < len(depth) for *_, depth, image in parts]
+    order = torch.cat(with_depth).long().argsort(descending=True, stable=True)
+    *rays, alpha, depth, image = (torch.cat(tensors) for tensors in zip(*parts))
+    origins, directions, area, norm, alpha, image = (tensor[order] for tensor in (*rays, alpha, image))
     return RayBundle(
         origins=origins, directions=directions, pixel_area=area, metadata={"directions_norm": norm}
-    ), {"image": image}  # fmt: skip
+    ), {"image": image, "alpha": alpha, "depth": depth}  # fmt: skip
 
 
 def run_two_processes(folder: Path) -> str:
@@ -203,7 +206,7 @@ def test_statistics_are_those_of_all_processes(runs):
     assert found["steps"] == STEPS and found["processes"] == 2
     assert found["pool"]["frames"] == sum(rank["frames"][-1] for rank in runs.ranks)
     assert found["pool"]["capacity"] == 7 and found["pool"]["photos"] == 8
-    assert found["pool"]["bytes"] == sum(rank["pool_bytes"] for rank in runs.ranks) + 2 * 8 * 32 * 32 * 3
+    assert found["pool"]["bytes"] == sum(rank["pool_bytes"] for rank in runs.ranks) + 2 * 8 * 32 * 32 * 4
 
 
 def test_a_checkpoint_of_two_processes_loads_in_one(runs):

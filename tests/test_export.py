@@ -39,13 +39,13 @@ ONNX_FILES = {"Sampler.onnx", "Embedder.onnx", "MobileR2L.onnx", "pipeline.onnx"
 SNAP_FILES = {"Sampler.onnx", "Embedder.onnx", "lego_SnapGELU.onnx"}
 
 
-def make_student(camera=CAMERA, steepness=0.0, **network):
+def make_student(camera=CAMERA, steepness=0.0, outputs="rgb", **network):
     """A student with random weights so large that its picture depends on every number of its input.
 
     Like a trained one, it leans less on a code the faster it is; steepness 1 leans on all alike.
     """
     torch.manual_seed(3)
-    model = MobileR2LModelConfig(network=NetworkConfig(**{**SMALL, **network})).setup(
+    model = MobileR2LModelConfig(network=NetworkConfig(**{**SMALL, **network}), outputs=outputs).setup(
         scene_box=SceneBox(torch.tensor([[-1.0, -1, -1], [1, 1, 1]])),
         num_train_data=1,
         metadata={"student_camera": camera},
@@ -390,7 +390,7 @@ def write_run(folder, model=None, method="mobiler2l-small"):
     config.pipeline.model.num_points = model.sampler.num_points
     config.pipeline.model.num_frequencies = model.embedder.num_frequencies
     config.method_name, config.experiment_name = method, "lego"
-    config.pipeline.model.network = NetworkConfig(**SMALL)
+    config.pipeline.model.network, config.pipeline.model.outputs = NetworkConfig(**SMALL), model.config.outputs
     checkpoints = folder / config.relative_model_dir
     checkpoints.mkdir(parents=True)
     (folder / "config.yml").write_text(yaml.dump(config))
@@ -557,7 +557,7 @@ def test_fewer_bits(config_path, tmp_path, precision, size, psnr):
 
 def test_alpha_and_depth(tmp_path):
     """A network with five channels: the one graph returns them by name, the other files the colours alone."""
-    model = make_student(out_channels=5)
+    model = make_student(outputs="rgbad")
     folder = tmp_path / "onnx"
     folder.mkdir()
     onnx_files.write_onnx_files(model, folder, outputs="rgbad")
@@ -570,6 +570,19 @@ def test_alpha_and_depth(tmp_path):
     assert 0 <= pictures["alpha"].min() < pictures["alpha"].max() <= 1
     assert 2.0 <= pictures["depth"].min() < pictures["depth"].max() <= 5.0
     assert Renderer(folder).render_chain(some_poses()[0]).shape == (48, 72, 3)
+
+
+@pytest.mark.parametrize("outputs", ["rgb", "rgba", "rgbad"])
+def test_a_run_with_alpha_and_depth_is_exported(tmp_path, outputs):
+    """Verified, whatever is asked for; where only colours go, they are three channels."""
+    config_path = write_run(tmp_path / "run", make_student(outputs="rgbad"))
+    out = tmp_path / "out"
+    export_run(config_path, out, outputs=outputs, targets=("onnx", "snap"))
+    names = [output.name for output in onnx.load(out / "onnx" / "pipeline.onnx").graph.output]
+    assert names == ["rgb", "alpha", "depth"][: len(outputs) - 2]
+    for path in (out / "onnx" / "MobileR2L.onnx", out / "snap" / "lego_SnapGELU.onnx"):
+        (picture,) = onnx.load(path).graph.output
+        assert [size.dim_value for size in picture.type.tensor_type.shape.dim] == [1, 3, 48, 72]
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,11 @@ ORBIT = {"focus": torch.zeros(3), "focus_depths": [3.8, 4.2]}
 R2L = NetworkConfig(depth=4, width=8, sr_widths=(), sr_strides=(), activation="relu")
 
 
-def make_model(network=None, **metadata):
+def make_model(network=None, outputs="rgb", **metadata):
     """A small random student for 48 x 32 pixels."""
     torch.manual_seed(0)
     network = network or NetworkConfig(depth=4, width=8, sr_widths=(8, 8, 4))
-    config = MobileR2LModelConfig(network=network, jitter_points=True)
+    config = MobileR2LModelConfig(network=network, outputs=outputs, jitter_points=True)
     box = SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3]))
     return config.setup(scene_box=box, num_train_data=1, metadata={"student_camera": {**CAMERA, **metadata}}).eval()
 
@@ -117,14 +117,15 @@ def test_crop_box_masks_what_misses_it():
     assert 4 <= int(outputs["accumulation"].sum()) <= 40
 
 
-def test_parameter_groups_are_all_parameters_once():
-    model = make_model()
+@pytest.mark.parametrize("outputs", ["rgb", "rgba", "rgbad"])
+def test_parameter_groups_are_all_parameters_once(outputs):
+    model = make_model(outputs=outputs)
     groups = model.get_param_groups()
     grouped = [p for group in groups.values() for p in group]
     assert len(grouped) == len({id(p) for p in grouped}) == len(list(model.network.parameters()))
-    # Muon would make the three rows of colours orthogonal, and biases are no matrices.
+    # Muon would make the rows of colours, alpha and depth orthogonal, and biases are no matrices.
     assert all(p.ndim == 4 for p in groups["matrices"])
-    assert [p.shape[0] for p in groups["others"] if p.ndim == 4] == [3]
+    assert [p.shape[0] for p in groups["others"] if p.ndim == 4] == [len(outputs)]
 
 
 def test_bf16_is_for_training_only():

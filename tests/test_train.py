@@ -30,7 +30,7 @@ def installed_methods() -> dict:
     return found
 
 
-def two_steps(method: str, data: Path, outputs: Path, load_dir=None, **datamanager) -> Path:
+def two_steps(method: str, data: Path, outputs: Path, load_dir=None, student="rgb", **datamanager) -> Path:
     """Trains a method for two steps on a CPU and returns the run's config.yml."""
     from nerfstudio.scripts.train import train_loop
 
@@ -43,6 +43,7 @@ def two_steps(method: str, data: Path, outputs: Path, load_dir=None, **datamanag
         config.pipeline.model.implementation = "torch"
         config.pipeline.datamanager.train_num_rays_per_batch = 64
     else:
+        config.pipeline.model.outputs = student
         datamanager = {"pool_frames": 3, "initial_frames": 2, "windows_per_batch": 8, **datamanager}
     for name, value in datamanager.items():
         setattr(config.pipeline.datamanager, name, value)
@@ -91,15 +92,17 @@ def test_teacher_trains_and_reloads(method, capture, outputs):
     torch.load(checkpoint, map_location="cpu", weights_only=True)  # as every ns-* command does on torch >= 2.6
 
 
-@pytest.mark.parametrize("method", STUDENTS)
-def test_student_trains_exports_and_reloads(method, capture, outputs, teacher_run):
+@pytest.mark.parametrize(("method", "student"), [*((m, "rgb") for m in STUDENTS), ("mobiler2l-small", "rgbad")])
+def test_student_trains_exports_and_reloads(method, student, capture, outputs, teacher_run):
     # The newest teacher run on the same data is found without being named.
-    config_path = two_steps(method, capture, outputs, teacher_search_dir=outputs)
+    config_path = two_steps(method, capture, outputs, student=student, teacher_search_dir=outputs)
     config = read_config(config_path)
     assert Path(config.pipeline.datamanager.teacher).name == "config.yml"
     assert "teacher" in config.pipeline.datamanager.teacher.parent.name
     model, step = load_model(config_path, "cpu")
     assert step == 1 and model.size == (32, 32)
+    assert model.config.outputs == student
+    assert model.network.tail[0].out_channels == config.pipeline.model.network.out_channels == len(model.config.outputs)
     (checkpoint,) = checkpoint_steps(config_path, config)
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["pipeline"]
     assert all(key.startswith("_model.") for key in state), "the teacher must not be in the student's checkpoint"
@@ -115,7 +118,7 @@ def test_student_trains_exports_and_reloads(method, capture, outputs, teacher_ru
     with torch.no_grad():
         h, w = model.sampler.grid.tolist()
         rays_d = (model.sampler.directions() @ c2w[:, :3].T).view(1, h, w, 3)
-        image = model.render_rays(c2w[:, 3].expand_as(rays_d), rays_d)[0].permute(1, 2, 0)
+        image = model.render_rays(c2w[:, 3].expand_as(rays_d), rays_d)[0, :3].permute(1, 2, 0)
     assert psnr(torch.from_numpy(Renderer(folder, num_threads=1).render(c2w.numpy())), image) > 70
 
 
