@@ -129,11 +129,11 @@ def measure(options: argparse.Namespace) -> Dict:
 
         for seed in options.seeds:
             for outputs in ("rgb", "rgbad"):
-                run, trainer = train(student_config(options, outputs, Path(folder)), seed, score, 1)
+                _, trainer = train(student_config(options, outputs, Path(folder)), seed, score, 1)
                 figures = judge(trainer.pipeline.model.eval().get_outputs_for_camera, views)
                 if outputs == "rgb":
                     figures = {"psnr": figures["psnr"]}
-                runs.append({"outputs": outputs, "seed": seed, **figures, "seconds": run.seconds})
+                runs.append({"outputs": outputs, "seed": seed, **figures})
                 taught = taught or judge(teacher_outputs(trainer.pipeline.datamanager.teacher), views)
     plain, full = ([run for run in runs if run["outputs"] == name] for name in ("rgb", "rgbad"))
     return {
