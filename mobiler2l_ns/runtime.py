@@ -19,7 +19,8 @@ class Renderer:
 
     Args:
         folder: A folder that ns-export-mobiler2l wrote, or the onnx folder in it.
-        num_threads: Threads a file may use; 0 lets onnxruntime choose.
+        num_threads: Threads of the network; 0 lets onnxruntime choose. Sampler and Embedder are too small for more
+            than one.
 
     Attributes:
         intrinsics: What intrinsics.json says: picture size, focal length, near, far and so on.
@@ -34,7 +35,8 @@ class Renderer:
             if not (self.folder / name).is_file():
                 raise FileNotFoundError(f"{folder} has no {name}: pass a folder that ns-export-mobiler2l wrote")
         self.intrinsics = json.loads((self.folder / "intrinsics.json").read_text())
-        self.session = lru_cache(None)(lambda name: _session(self.folder / name, num_threads))
+        threads = {"Sampler.onnx": 1, "Embedder.onnx": 1}
+        self.session = lru_cache(None)(lambda name: _session(self.folder / name, threads.get(name, num_threads)))
 
     def render(self, c2w: np.ndarray) -> np.ndarray:
         """Renders one view, or several, through pipeline.onnx.
