@@ -89,6 +89,7 @@ def runs(capture, tmp_path_factory) -> SimpleNamespace:
     """What two processes found (``ranks``), and one process that was given the windows of both (``alone``)."""
     folder = tmp_path_factory.mktemp("distributed")
     config = tiny_student(capture, folder)
+    config.pipeline.model.outputs = "rgbad"
     config.pipeline.model.precision = "fp32"  # bf16 would hide in its rounding what two processes do differently
     config.max_num_iterations, config.pipeline.model.export_when_done = STEPS, False
     options = config.pipeline.datamanager
