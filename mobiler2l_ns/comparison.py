@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 from torch import Tensor
 
-from mobiler2l_ns.cameras import pinhole_cameras, student_rays, student_view
+from mobiler2l_ns.cameras import student_rays, student_view
 from mobiler2l_ns.capture import check_cameras
 from mobiler2l_ns.datamanager import load_photos
 from mobiler2l_ns.errors import UserError
@@ -106,17 +106,13 @@ def _render_files(renderer: Renderer, model, camera) -> Tensor:
     return torch.from_numpy(renderer.render_points(points.numpy()))
 
 
-@torch.no_grad()
 def _precision_loss(renderer: Renderer, model, camera, photo: Tensor) -> float:
     """How many dB of PSNR against a photo pipeline.onnx loses to the student itself, at the photo's pose.
 
     Both see it through the student's own pinhole: what the photo's lens does to them is the same.
     """
     c2w = camera.camera_to_worlds[0].cpu()
-    pinhole = pinhole_cameras(c2w[None], model.focal, *model.size)
-    exact = model.render_rays(*student_rays(student_view(pinhole, model.focal, model.upscale).rays))[0, :3]
-    found = torch.from_numpy(renderer.render(c2w.numpy()))
-    return psnr(exact.permute(1, 2, 0), photo) - psnr(found, photo)
+    return psnr(model.render_pose(c2w), photo) - psnr(torch.from_numpy(renderer.render(c2w.numpy())), photo)
 
 
 def _mean(values) -> float:

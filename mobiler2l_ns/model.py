@@ -19,7 +19,14 @@ from nerfstudio.utils import colormaps, comms
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
-from mobiler2l_ns.cameras import ray_lengths, student_rays, student_view, to_camera_size
+from mobiler2l_ns.cameras import (
+    cell_centres,
+    pinhole_rays,
+    ray_lengths,
+    student_rays,
+    student_view,
+    to_camera_size,
+)
 from mobiler2l_ns.datamanager import on_white
 from mobiler2l_ns.embedder import Embedder, to_network_input
 from mobiler2l_ns.errors import UserError
@@ -236,6 +243,15 @@ class MobileR2LModel(Model):
         """
         z = self.sampler.near + (self.sampler.far - self.sampler.near) * depth + shift
         return z.clamp_min(0) * ray_lengths(camera)
+
+    @torch.no_grad()
+    def render_pose(self, c2w: Float[Tensor, "3 4"]) -> Float[Tensor, "H W 3"]:
+        """The colours that a pose sees through the student's own pinhole, as its exported files render them."""
+        height, width = self.size
+        h, w = self.sampler.grid.tolist()
+        coords = cell_centres(h, w, (self.upscale, self.upscale), c2w.device)[None]
+        rays = pinhole_rays(c2w[None], self.focal, height, width, coords)
+        return self.render_rays(*student_rays(rays))[0, :3].permute(1, 2, 0)
 
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> Dict[str, Tensor]:
         """Not possible: the bundle holds one ray a pixel."""

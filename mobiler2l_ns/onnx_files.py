@@ -59,21 +59,29 @@ def write_onnx_files(
     Raises:
         OSError: The folder cannot be written.
     """
-    graphs = {**trace_three(model), PIPELINE: trace_pipeline(model, outputs, precision, opset)}
+    graphs = {
+        **trace_front(model),
+        NETWORK: trace_network(model, colours_only(model.network)),
+        PIPELINE: trace_pipeline(model, outputs, precision, opset),
+    }
     write_graphs(graphs, intrinsics(model), folder)
 
 
-def trace_three(model) -> Dict[str, object]:
-    """ModelProtos of Sampler, Embedder and the network's colours, by file name: opset 11 and static shapes."""
+def trace_front(model) -> Dict[str, object]:
+    """ModelProtos of Sampler and Embedder, by file name: opset 11 and static shapes."""
     h, w = model.sampler.grid.tolist()
     points = torch.zeros(1, 1, h * w, 3 * model.sampler.num_points)
-    codes = torch.zeros(1, model.network.in_channels, h, w)
     pose = (torch.eye(3)[None, None], torch.zeros(1, 1, 1, 3))
     return {
         SAMPLER: trace(model.sampler, pose, ["c2w33", "c2w13"], "pts"),
         EMBEDDER: trace(model.embedder, (points,), ["rays"], "embbrays"),
-        NETWORK: trace(colours_only(model.network), (codes,), ["input"], "output"),
     }
+
+
+def trace_network(model, network: MobileR2LNetwork):
+    """The ModelProto of a student's network, or of another one for the same codes: opset 11 and static shapes."""
+    codes = torch.zeros(1, model.network.in_channels, *model.sampler.grid.tolist())
+    return trace(network, (codes,), ["input"], "output")
 
 
 def colours_only(network: MobileR2LNetwork) -> MobileR2LNetwork:

@@ -178,11 +178,15 @@ def grouped_block(block: ResidualBlock, groups: int) -> ResidualBlock:
     """A residual block on ``groups`` pixels side by side."""
     block = copy.deepcopy(block)
     for index in (1, 2):
-        conv, norm = getattr(block, f"conv{index}"), getattr(block, f"norm{index}")
-        conv = nn.utils.fusion.fuse_conv_bn_eval(conv, norm) if isinstance(norm, nn.BatchNorm2d) else conv
+        conv = with_norm(getattr(block, f"conv{index}"), getattr(block, f"norm{index}"))
         setattr(block, f"conv{index}", grouped(conv, groups, conv.out_channels))
         setattr(block, f"norm{index}", nn.Identity())
     return block
+
+
+def with_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
+    """A convolution and the batch norm after it, if there is one, as one convolution."""
+    return nn.utils.fusion.fuse_conv_bn_eval(conv, norm) if isinstance(norm, nn.BatchNorm2d) else conv
 
 
 def code_major(weight: Tensor, num_codes: int) -> Tensor:

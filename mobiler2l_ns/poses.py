@@ -5,7 +5,7 @@ were taken from. Poses are camera-to-world (3, 4), OpenGL axes (x right, y up, l
 """
 
 import math
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -150,6 +150,23 @@ def fit_poses(c2w: Float[Tensor, "N 3 4"], kind: PoseKind = "auto") -> PoseSampl
     return OrbitPoses(c2w) if kind == "orbit" else PathPoses(c2w)
 
 
+def across(offset: Float[Tensor, "N 3"], up: Float[Tensor, "3"]) -> Float[Tensor, "N 3"]:
+    """The part of each vector that is across ``up``."""
+    return offset - (offset @ up)[:, None] * up
+
+
+def azimuths(
+    offset: Float[Tensor, "N 3"], up: Float[Tensor, "3"], start: Float[Tensor, "3"]
+) -> Tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
+    """Angles of vectors about ``up`` from the direction ``start``, ascending, and the gap from each to the next.
+
+    The last gap closes the circle.
+    """
+    flat, start = across(offset, up), F.normalize(start, dim=-1)
+    angles = torch.atan2(flat @ torch.linalg.cross(up, start), flat @ start).sort().values
+    return angles, torch.cat([angles.diff(), angles[:1] + 2 * math.pi - angles[-1:]])
+
+
 def _is_orbit(c2w: Float[Tensor, "N 3 4"]) -> bool:
     if len(c2w) < 4:
         return False
@@ -158,10 +175,7 @@ def _is_orbit(c2w: Float[Tensor, "N 3 4"]) -> bool:
     in_front = -(offset * axes).sum(-1)
     miss = (offset + axes * in_front[:, None]).norm(dim=-1)
     up = up_direction(c2w)
-    flat = F.normalize(offset - (offset @ up)[:, None] * up, dim=-1)
-    side = torch.linalg.cross(up, flat[0])
-    azimuth = torch.atan2(flat @ side, flat @ flat[0]).sort().values
-    largest_gap = torch.cat([azimuth.diff(), azimuth[:1] + 2 * math.pi - azimuth[-1:]]).max()
+    largest_gap = azimuths(offset, up, across(offset, up)[0])[1].max()
     near_focus = miss.median() < 0.25 * offset.norm(dim=-1).median()
     return bool((in_front > 0).all() and near_focus and largest_gap < math.radians(120))
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mobiler2l_ns.network import ResidualBlock
-from mobiler2l_ns.pose_graph import PoseToImage
+from mobiler2l_ns.pose_graph import PoseToImage, with_norm
 
 Precision = Literal["fp32", "fp16", "int8"]
 BALANCE = 0.7  # 0: channels as they are, all differences with the weights; 1: channels equally large
@@ -117,7 +117,7 @@ class _Poses:
 
 def _scaled_linear(conv: nn.Conv2d, norm: nn.Module, sizes: Tensor) -> nn.Linear:
     """A 1x1 convolution, batch norm merged, as a linear layer for inputs that were divided by ``sizes``."""
-    conv = nn.utils.fusion.fuse_conv_bn_eval(conv, norm) if isinstance(norm, nn.BatchNorm2d) else conv
+    conv = with_norm(conv, norm)
     linear = nn.Linear(conv.in_channels, conv.out_channels)
     linear.weight.data, linear.bias.data = conv.weight.data[:, :, 0, 0] * sizes, conv.bias.data.clone()
     return linear

@@ -13,8 +13,8 @@ from typing import Iterable, Optional, Union
 import torch
 from torch import nn
 
-from mobiler2l_ns.onnx_files import NETWORK, colours_only, intrinsics, trace_three, write_graphs
-from mobiler2l_ns.onnx_graph import rename_operators, trace
+from mobiler2l_ns.onnx_files import colours_only, intrinsics, trace_front, trace_network, write_graphs
+from mobiler2l_ns.onnx_graph import rename_operators
 from mobiler2l_ns.viewing_range import ViewingRange, viewing_range
 
 CONSTANTS = "controller_constants.js"
@@ -43,14 +43,10 @@ def write_snap_files(model, folder: Path, scene: str) -> None:
     Raises:
         OSError: The folder cannot be written.
     """
-    graphs = trace_three(model)
-    h, w = model.sampler.grid.tolist()
-    codes = torch.zeros(1, model.network.in_channels, h, w)
-    snap = trace(with_relu(colours_only(model.network)), (codes,), ["input"], "output")
+    network = trace_network(model, with_relu(colours_only(model.network)))
     if model.network.config.activation == "gelu":
-        rename_operators(snap, "Relu", "GeluSnap")
-    del graphs[NETWORK]
-    graphs[snap_network_name(model, scene)] = snap
+        rename_operators(network, "Relu", "GeluSnap")
+    graphs = {**trace_front(model), snap_network_name(model, scene): network}
     write_graphs(graphs, intrinsics(model), folder)
     (folder / CONSTANTS).write_text(controller_constants(model))
 

@@ -42,9 +42,6 @@ class Truth:
     inputs: np.ndarray
     images: np.ndarray
     """(B, C, H, W) of all the network's channels; depth still in 0..1."""
-    relu_images: np.ndarray
-    rounding: float
-    """How far torch's own float32 picture is from the float64 one."""
     tolerance: Dict[str, float]
     """The largest difference that float32 rounding explains, for points, codes, images, and from pose to image."""
 
@@ -57,12 +54,11 @@ def compute_truth(model, poses: Float[Tensor, "B 3 4"]) -> Truth:
         model: The MobileR2LModel, on the CPU.
         poses: Camera-to-world poses, none of them trained on.
     """
-    sampler, embedder, network, relu_network = (
-        copy.deepcopy(module).double().eval()
-        for module in (model.sampler, model.embedder, model.network, with_relu(model.network))
+    sampler, embedder, network = (
+        copy.deepcopy(module).double().eval() for module in (model.sampler, model.embedder, model.network)
     )
     h, w = model.sampler.grid.tolist()
-    rows: Dict[str, List[Tensor]] = {name: [] for name in ("points", "codes", "inputs", "images", "relu_images")}
+    rows: Dict[str, List[Tensor]] = {name: [] for name in ("points", "codes", "inputs", "images")}
     rounding = 0.0
     for c2w in poses.float():
         pose = (c2w[None, None, :, :3].contiguous(), c2w[None, None, None, :, 3].contiguous())
@@ -71,14 +67,13 @@ def compute_truth(model, poses: Float[Tensor, "B 3 4"]) -> Truth:
         rows["points"].append(points)
         # The Embedder is judged on what it was given: the nearest float32, not the float64 it came from.
         rows["codes"].append(embedder(points.float().double()))
-        rows["inputs"].append(exact.float())
+        rows["inputs"].append(exact)
         rows["images"].append(network(exact))
-        rows["relu_images"].append(relu_network(exact))
         float32 = model.network(to_network_input(model.embedder(model.sampler(*pose)), h, w))
         rounding = max(rounding, float((float32 - rows["images"][-1]).abs().max()))
     arrays = {name: torch.cat(parts).numpy() for name, parts in rows.items()}
     tolerance = _tolerances(model, poses, arrays["points"], rounding)
-    return Truth(poses.float().numpy(), **arrays, rounding=rounding, tolerance=tolerance)
+    return Truth(poses.float().numpy(), **arrays, tolerance=tolerance)
 
 
 def verify_onnx(
@@ -90,10 +85,8 @@ def verify_onnx(
     by PSNR), ``size_bytes``, ``latency_ms`` (median, two threads) and ``operators``.
     """
     renderer = Renderer(folder, num_threads=_THREADS)
-    entries = _verify_three(truth, folder, {NETWORK: truth.images[:, :3]})
-    pipeline = _compare(folder / PIPELINE, [{"c2w": c2w[None]} for c2w in truth.c2w], _pictures(model, truth, outputs))
-    exact = truth.tolerance["chain"] if precision == "fp32" else None
-    entries[PIPELINE] = {**pipeline, "tolerance": exact, "precision": precision}
+    entries = _verify_three(truth, folder, NETWORK, truth.images[:, :3])
+    entries[PIPELINE] = verify_graph(model, truth, folder / PIPELINE, precision, outputs)
     for layout in ("nchw", "hwc"):
         rendered = np.stack([renderer.render_chain(c2w, layout).transpose(2, 0, 1) for c2w in truth.c2w])
         entries[f"chain ({layout})"] = {
@@ -103,6 +96,7 @@ def verify_onnx(
     return entries
 
 
+@torch.no_grad()
 def verify_snap(model, truth: Truth, folder: Path, scene: str) -> Dict[str, dict]:
     """The same for Lens Studio's files, which may hold only operators that SnapML runs.
 
@@ -111,14 +105,18 @@ def verify_snap(model, truth: Truth, folder: Path, scene: str) -> Dict[str, dict
     name = snap_network_name(model, scene)
     for file in (SAMPLER, EMBEDDER, name):
         check_snap_operators(folder / file)
-    return _verify_three(truth, folder, {name: truth.relu_images[:, :3]})
+    images = truth.images
+    if model.network.config.activation == "gelu":
+        network = with_relu(model.network).double().eval()
+        images = np.stack([network(torch.from_numpy(codes)[None])[0].numpy() for codes in truth.inputs])
+    return _verify_three(truth, folder, name, images[:, :3])
 
 
-def verify_graph(model, truth: Truth, path: Path, precision: Precision) -> dict:
-    """The same for one file from a single pose to ``rgb``."""
+def verify_graph(model, truth: Truth, path: Path, precision: Precision, outputs: Outputs = "rgb") -> dict:
+    """The same for one file from a pose to pictures."""
     feeds = [{"c2w": c2w[None]} for c2w in truth.c2w]
     tolerance = truth.tolerance["chain"] if precision == "fp32" else None
-    return {**_compare(path, feeds, _pictures(model, truth, "rgb")), "tolerance": tolerance, "precision": precision}
+    return {**_compare(path, feeds, _pictures(model, truth, outputs)), "tolerance": tolerance, "precision": precision}
 
 
 def print_table(report: Dict[str, object], entries: Dict[str, dict]) -> None:
@@ -174,14 +172,13 @@ def check_parity(entries: Dict[str, dict], folder: Path) -> None:
             )
 
 
-def _verify_three(truth: Truth, folder: Path, network: Dict[str, np.ndarray]) -> Dict[str, dict]:
-    """Sampler, Embedder, and a network whose expected pictures are given by its file's name."""
-    ((network_name, images),) = network.items()
+def _verify_three(truth: Truth, folder: Path, network: str, images: np.ndarray) -> Dict[str, dict]:
+    """Sampler, Embedder, and the file of a network that should return ``images``."""
     poses = [{"c2w33": c2w[None, None, :, :3], "c2w13": c2w[None, None, None, :, 3]} for c2w in truth.c2w]
     inputs = {
         SAMPLER: (poses, [truth.points], "points"),
         EMBEDDER: ([{"rays": points[None].astype(np.float32)} for points in truth.points], [truth.codes], "codes"),
-        network_name: ([{"input": codes[None]} for codes in truth.inputs], [images], "images"),
+        network: ([{"input": codes[None].astype(np.float32)} for codes in truth.inputs], [images], "images"),
     }
     return {
         name: {**_compare(folder / name, feeds, expected), "tolerance": truth.tolerance[kind]}

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from mobiler2l_ns.poses import focus_point, look_at, up_direction
+from mobiler2l_ns.poses import across, azimuths, focus_point, look_at, up_direction
 
 NUM_VIEWPOINTS = 32
 ALL_ROUND = math.radians(90)  # a gap between azimuths that is larger than this is not crossed
@@ -102,11 +102,10 @@ def fit_range(c2w: Float[Tensor, "N 3 4"], centre: Optional[Float[Tensor, "3"]] 
     offset = c2w[:, :, 3] - centre
     radius = offset.norm(dim=-1)
     elevation = torch.asin(((offset / radius[:, None]) @ up).clamp(-1, 1))
-    flat = offset - (offset @ up)[:, None] * up
+    flat = across(offset, up)
     # Azimuth 0 is that of the camera farthest from the axis: one straight above has none.
     east = F.normalize(flat[flat.norm(dim=-1).argmax()], dim=-1)
-    azimuth = torch.atan2(flat @ torch.linalg.cross(up, east), flat @ east).sort().values
-    gaps = torch.cat([azimuth.diff(), azimuth[:1] + 2 * math.pi - azimuth[-1:]])
+    azimuth, gaps = azimuths(offset, up, east)
     widest = int(gaps.argmax())
     bounds = None
     if float(gaps[widest]) > ALL_ROUND:

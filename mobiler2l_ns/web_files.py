@@ -16,11 +16,9 @@ import shutil
 from pathlib import Path
 from typing import Dict, Optional
 
-import torch
 from PIL import Image
 from torch import Tensor
 
-from mobiler2l_ns.cameras import cell_centres, pinhole_rays, student_rays
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.onnx_files import OPSETS, intrinsics, trace_pipeline
 from mobiler2l_ns.onnx_graph import add_facts
@@ -71,7 +69,7 @@ def write_web_files(
     data = graph.SerializeToString()
     (folder / MODEL).write_bytes(data)
     start = start_pose(model)
-    pixels = (render(model, start) * 255).round().byte().numpy()
+    pixels = (model.render_pose(start) * 255).round().byte().numpy()
     Image.fromarray(pixels).save(folder / REFERENCE)
     facts = scene_facts(model, scene, start, {"file": MODEL, "bytes": len(data), "precision": precision})
     facts["runtime"] = runtime_facts(ORT_CDN if ort_dist is None else ORT + "/")
@@ -125,11 +123,3 @@ def start_pose(model) -> Tensor:
     """The pose (3, 4) that the page opens with."""
     views = viewing_range(model)
     return views.pose(*views.middle())
-
-
-@torch.no_grad()
-def render(model, c2w: Tensor) -> Tensor:
-    """The student's picture (H, W, 3) in 0..1 at a pose (3, 4), by torch."""
-    (h, w), (height, width) = model.sampler.grid.tolist(), model.size
-    rays = pinhole_rays(c2w[None], model.focal, height, width, cell_centres(h, w, (model.upscale,) * 2)[None])
-    return model.render_rays(*student_rays(rays))[0, :3].permute(1, 2, 0)

@@ -8,7 +8,6 @@ three graphs are shaped as MobileR2L's release writes them: GELU spelled out wit
 for each ray, and codes that the host permutes between Embedder and network.
 """
 
-import json
 import sys
 import tempfile
 import time
@@ -20,7 +19,7 @@ from typing import Callable, Dict, Optional, Tuple
 import numpy as np
 import torch
 import tyro
-from bench_teacher import device_name
+from bench_teacher import device_name, write_figures
 from nerfstudio.data.scene_box import SceneBox
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export import ExportMobileR2L
 from mobiler2l_ns.model import MobileR2LModelConfig
-from mobiler2l_ns.onnx_files import EMBEDDER, SAMPLER, trace_pipeline, trace_three
+from mobiler2l_ns.onnx_files import EMBEDDER, SAMPLER, trace_front, trace_network, trace_pipeline
 from mobiler2l_ns.onnx_graph import trace
 from mobiler2l_ns.viewing_range import viewing_range
 
@@ -129,7 +128,7 @@ def reference_graphs(model) -> Dict[str, object]:
             WideEmbedder(model.embedder.num_frequencies, (h * w, 3 * k)),
             (torch.zeros(1, 1, h * w, 3 * k),), ["rays"], "embbrays",
         ),
-        "network": trace(model.network, (torch.zeros(1, model.network.in_channels, h, w),), ["input"], "output"),
+        "network": trace_network(model, model.network),
     }  # fmt: skip
 
 
@@ -154,7 +153,7 @@ def measure(options: Options) -> Dict:
     model = published_student(options)
     c2w = viewing_range(model).sample(1)[0].numpy()
     graphs = {f"reference {name}": graph for name, graph in reference_graphs(model).items()}
-    graphs.update({name: graph for name, graph in trace_three(model).items() if name in (SAMPLER, EMBEDDER)})
+    graphs.update(trace_front(model))
     for precision in PRECISIONS:
         console.print(f"Building pipeline.onnx in {precision} ...")
         graphs[f"pipeline {precision}"] = trace_pipeline(model, "rgb", precision, 20)
@@ -279,8 +278,7 @@ def main() -> None:
         **results,
     }
     tables(results)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(results, indent=1) + "\n")
+    write_figures(results, options.json)
     console.print(f"written: {options.json}")
 
 

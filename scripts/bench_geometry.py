@@ -8,7 +8,6 @@ held-out views. Nothing depends on a clock, so a run can be repeated.
 """
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple
@@ -16,7 +15,7 @@ from typing import Callable, Dict, List, NamedTuple
 import numpy as np
 import torch
 from bench_distillation import device_type, method_config, train
-from bench_teacher import machine
+from bench_teacher import machine, write_figures
 from make_demo_scene import TARGET
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
@@ -180,11 +179,7 @@ def main() -> None:
     options.data = options.data.resolve()
     figures = measure(options)
     show(figures)
-    try:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"{options.json} cannot be written ({error}): name another file with --json.") from error
+    write_figures(figures, options.json)
 
 
 if __name__ == "__main__":

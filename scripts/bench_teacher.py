@@ -137,6 +137,15 @@ def show(figures: Dict) -> None:
     )
 
 
+def write_figures(figures: Dict, path: Path) -> None:
+    """Writes figures as JSON; a UserError where that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error}): name another file with --json.") from error
+
+
 def main() -> None:
     """Reads the command line, measures, prints the table and writes the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -154,11 +163,7 @@ def main() -> None:
     figures = measure(config_path, photos, device)
     show(figures)
     if arguments.json is not None:
-        try:
-            arguments.json.parent.mkdir(parents=True, exist_ok=True)
-            arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"{arguments.json} cannot be written ({error}): name another file with --json.") from error
+        write_figures(figures, arguments.json)
 
 
 if __name__ == "__main__":

@@ -114,3 +114,22 @@ def tiny_student(capture: Path, folder: Path):
 def student_config(capture, tmp_path):
     """A tiny student of the capture, to be changed at will."""
     return tiny_student(capture, tmp_path)
+
+
+@pytest.fixture
+def build_pipeline(student_config, stub_teacher, monkeypatch, tmp_path):
+    """Makes a student's pipeline with the stub as its teacher; keyword arguments are the datamanager's fields."""
+    from mobiler2l_ns import datamanager as module
+
+    def make(outputs="rgb", **options):
+        config = copy.deepcopy(student_config.pipeline)
+        config.model.outputs = outputs
+        config.datamanager.teacher = tmp_path / "teacher" / "config.yml"
+        for name, value in options.items():
+            setattr(config.datamanager, name, value)
+        return config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
+
+    torch.manual_seed(0)
+    monkeypatch.setattr(module, "FrozenTeacher", lambda path, device: stub_teacher)
+    monkeypatch.setattr(module.DistillationDataManager, "_adopt_teacher", lambda self, config: None)
+    return make

@@ -196,7 +196,7 @@ def test_camera_facts_are_in_every_file(exported):
 
 def test_sampler_and_embedder_are_small_at_the_published_size(tmp_path):
     model = make_student(camera={**CAMERA, "height": 800, "width": 800, "focal": 1111.0})
-    graphs = onnx_files.trace_three(model)
+    graphs = onnx_files.trace_front(model)
     assert sum(len(graphs[name].SerializeToString()) for name in ("Sampler.onnx", "Embedder.onnx")) < 300_000
 
 

@@ -1,6 +1,6 @@
 """Alpha and depth of the student: from the teacher over pool, batch and losses to what nerfstudio is given."""
 
-import copy
+import functools
 
 import pytest
 import torch
@@ -9,10 +9,8 @@ from nerfstudio.model_components.renderers import background_color_override_cont
 from test_datamanager import ball_capture, pixel_rays  # noqa: F401  (a fixture)
 from test_model import ORBIT, camera_at, make_model
 
-from mobiler2l_ns import datamanager as module
 from mobiler2l_ns import teacher
 from mobiler2l_ns.cameras import pinhole_cameras, ray_lengths, student_rays, student_view
-from mobiler2l_ns.datamanager import DistillationDataManager
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.losses import alpha_loss, depth_loss
 from mobiler2l_ns.pool import FramePool
@@ -22,21 +20,9 @@ BYTE = 1 / 255
 
 
 @pytest.fixture
-def build(student_config, stub_teacher, monkeypatch, tmp_path):
-    """Makes the student's pipeline with the stub as its teacher; keyword arguments are the datamanager's fields."""
-
-    def make(outputs="rgbad", **options):
-        config = copy.deepcopy(student_config.pipeline)
-        config.model.outputs = outputs
-        config.datamanager.teacher = tmp_path / "teacher" / "config.yml"
-        for name, value in {"windows_per_batch": 30, **options}.items():
-            setattr(config.datamanager, name, value)
-        return config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
-
-    torch.manual_seed(0)
-    monkeypatch.setattr(module, "FrozenTeacher", lambda path, device: stub_teacher)
-    monkeypatch.setattr(DistillationDataManager, "_adopt_teacher", lambda self, config: None)
-    return make
+def build(build_pipeline):
+    """Pipelines of students with alpha and depth."""
+    return functools.partial(build_pipeline, outputs="rgbad", windows_per_batch=30)
 
 
 def constant_model(*channels, **metadata):
@@ -213,7 +199,7 @@ def test_hard_windows_are_colours(build, stub_teacher):
 
 @pytest.mark.parametrize("outputs", ["rgb", "rgba"])
 def test_what_is_not_asked_for_is_not_kept(build, outputs):
-    datamanager = build(outputs).datamanager
+    datamanager = build(outputs=outputs).datamanager
     _, batch = datamanager.next_train(0)
     assert batch.keys() == {"image", "alpha"} - ({"alpha"} if outputs == "rgb" else set())
     assert datamanager.pool.images.shape[-1] == datamanager.photos.images.shape[-1] == len(outputs)

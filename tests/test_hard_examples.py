@@ -1,11 +1,11 @@
 """Hard windows: which enter, which are drawn, which are forgotten, and that a batch keeps its size."""
 
+import functools
+
 import pytest
 import torch
 from nerfstudio.cameras.rays import RayBundle
 
-from mobiler2l_ns import datamanager as module
-from mobiler2l_ns.datamanager import DistillationDataManager
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.hard_examples import HardWindows
 from mobiler2l_ns.pool import Windows
@@ -87,20 +87,9 @@ def test_pixels_survive_as_bytes():
 
 
 @pytest.fixture
-def build(student_config, stub_teacher, monkeypatch, tmp_path):
-    """Makes the student's pipeline with the stub as its teacher; keyword arguments are the datamanager's fields."""
-
-    def make(**options):
-        config = student_config.pipeline
-        config.datamanager.teacher = tmp_path / "teacher" / "config.yml"
-        for name, value in {"windows_per_batch": 10, **options}.items():
-            setattr(config.datamanager, name, value)
-        return config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
-
-    torch.manual_seed(0)
-    monkeypatch.setattr(module, "FrozenTeacher", lambda path, device: stub_teacher)
-    monkeypatch.setattr(DistillationDataManager, "_adopt_teacher", lambda self, config: None)
-    return make
+def build(build_pipeline):
+    """Pipelines with ten windows a batch."""
+    return functools.partial(build_pipeline, windows_per_batch=10)
 
 
 def rows(bundle: RayBundle) -> list:

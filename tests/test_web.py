@@ -18,13 +18,11 @@ import onnxruntime
 import pytest
 import torch
 from browser import Page, find_chromium
-from nerfstudio.data.scene_box import SceneBox
 from PIL import Image
+from test_export import CAMERA, make_student
 
 from mobiler2l_ns import web_files
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.model import MobileR2LModelConfig
-from mobiler2l_ns.network import NetworkConfig
 from mobiler2l_ns.poses import look_at
 from mobiler2l_ns.viewing_range import viewing_range
 
@@ -46,26 +44,11 @@ def in_browser(test):
 @pytest.fixture(scope="module")
 def student():
     """A student of random weights, so that its picture depends on every number of the pose, and a part of an orbit."""
-    torch.manual_seed(3)
     azimuth, height = torch.linspace(-1, 1, 32), torch.linspace(0.4, 2.4, 32)
     spread = 2.6 + 0.4 * torch.sin(5 * azimuth)
     positions = torch.stack([spread * torch.cos(azimuth), spread * torch.sin(azimuth), height], dim=-1)
     viewpoints = look_at(positions, torch.zeros(32, 3), torch.tensor([0.0, 0, 1]))
-    camera = {"height": SIZE[0], "width": SIZE[1], "focal": 70.0, "near": 2.0, "far": 5.0, "viewpoints": viewpoints}
-    model = MobileR2LModelConfig(network=NetworkConfig(depth=6, width=16, sr_widths=(16, 8, 8))).setup(
-        scene_box=SceneBox(torch.tensor([[-1.0, -1, -1], [1, 1, 1]])),
-        num_train_data=1,
-        metadata={"student_camera": camera},
-    )
-    with torch.no_grad():
-        for layer in model.network.modules():
-            if isinstance(layer, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)):
-                layer.weight.normal_(std=1.5 / math.sqrt(layer.weight[0].numel()))
-                layer.bias.normal_(std=0.1)
-        octave = torch.arange(312) % 13 % 6
-        model.network.head[0].weight.mul_((2.0**-octave)[:, None, None])  # leans less on a code the faster it is
-        model.network.tail[0].weight.mul_(0.1)  # greys, not only black and white
-    return model.eval()
+    return make_student({**CAMERA, "viewpoints": viewpoints})
 
 
 @pytest.fixture(scope="session")
