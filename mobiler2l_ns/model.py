@@ -48,7 +48,7 @@ class MobileR2LModelConfig(ModelConfig):
     _target: Type = field(default_factory=lambda: MobileR2LModel)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """Shape of the network."""
-    outputs: Outputs = "rgb"
+    outputs: Outputs = "rgbad"
     """What the student predicts: colours, accumulation (alpha), distance (depth)."""
     alpha_weight: float = 0.1
     """Weight of the accumulation's squared error beside that of the colours."""

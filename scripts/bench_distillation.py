@@ -255,7 +255,7 @@ def recipe(method: str, setting: Setting, scene: Path, outputs: Path) -> Distill
     old, network = config.pipeline.model.network, copy.deepcopy(setting.network)
     network.batch_norm, network.activation = old.batch_norm, old.activation
     config.pipeline.model.network = network
-    config.pipeline.finetuning.steps = 0
+    config.pipeline.finetuning.steps, config.pipeline.model.outputs = 0, "rgb"
     datamanager = config.pipeline.datamanager
     datamanager._target, datamanager.photo_share = IslandDataManager, 0.0
     datamanager.teacher = scene / "config.yml"  # only a name: the data manager brings its own teacher
