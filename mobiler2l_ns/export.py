@@ -32,7 +32,8 @@ class ExportMobileR2L:
     precision: Precision = "fp32"
     """Of the network in onnx/pipeline.onnx and the web page. int8 is calibrated on poses of the capture."""
     outputs: Outputs = "rgb"
-    """What pipeline.onnx and the .mlpackage return: rgb, and alpha and depth of a student that has them."""
+    """What the networks for onnxruntime, Lens Studio and CoreML return: rgb, and alpha and depth of a student that has
+    them. The web page shows colours."""
     opset: int = 20
     """Opset of onnx/pipeline.onnx; the other ONNX files have 11, the web page's 20."""
     ort_dist: Optional[Path] = None
@@ -138,8 +139,8 @@ class ExportMobileR2L:
         from mobiler2l_ns.snap_operators import backend_table
         from mobiler2l_ns.verification import verify_snap
 
-        write_snap_files(model, folder, scene)
-        entries = verify_snap(model, truth, folder, scene)
+        write_snap_files(model, folder, scene, self.outputs)
+        entries = verify_snap(model, truth, folder, scene, self.outputs)
         CONSOLE.print(backend_table(sorted(folder.glob("*.onnx"))))
         if warning := check_budget(lens_bytes(folder)):
             CONSOLE.print(warning)

@@ -8,15 +8,19 @@ h, w: ray grid; s: upscale factor; K: points a ray; L: frequencies; B: any numbe
     input (1,3K(2L+1),h,w) -> MobileR2L -> output (1,3,sh,sw) in 0..1
 
     c2w (B,3,4) -> pipeline -> rgb (B,3,sh,sw) in 0..1
+
+With alpha and depth MobileR2L has the outputs alpha and depth01 (1,1,sh,sw) too, the latter from 0 at near to 1 at far;
+pipeline has alpha and depth, z in world units.
 """
 
 import copy
 import json
 import math
 from pathlib import Path
-from typing import Dict
+from typing import Dict, Tuple
 
 import torch
+from torch import Tensor, nn
 
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.network import MobileR2LNetwork
@@ -27,6 +31,7 @@ from mobiler2l_ns.viewing_range import viewing_range
 
 SAMPLER, EMBEDDER, NETWORK, PIPELINE = "Sampler.onnx", "Embedder.onnx", "MobileR2L.onnx", "pipeline.onnx"
 INTRINSICS = "intrinsics.json"
+NETWORK_OUTPUTS = {"rgb": ("output",), "rgba": ("output", "alpha"), "rgbad": ("output", "alpha", "depth01")}
 OPSETS = range(11, 21)  # from 20 on GELU is one operator
 NUM_CALIBRATION_POSES = 8
 MAX_CODES = 1 << 26  # numbers from Embedder to network: 0.27 GB, and twenty times that to verify them in float64
@@ -52,7 +57,7 @@ def write_onnx_files(
     Args:
         model: A trained MobileR2LModel on the CPU.
         folder: An existing folder.
-        outputs: What pipeline.onnx returns. The other three always have the colours alone.
+        outputs: What MobileR2L and pipeline return.
         precision: Of the network in pipeline.onnx.
         opset: Of pipeline.onnx.
 
@@ -61,7 +66,7 @@ def write_onnx_files(
     """
     graphs = {
         **trace_front(model),
-        NETWORK: trace_network(model, colours_only(model.network)),
+        NETWORK: trace_network(model, model.network, outputs),
         PIPELINE: trace_pipeline(model, outputs, precision, opset),
     }
     write_graphs(graphs, intrinsics(model), folder)
@@ -78,18 +83,35 @@ def trace_front(model) -> Dict[str, object]:
     }
 
 
-def trace_network(model, network: MobileR2LNetwork):
+def trace_network(model, network: MobileR2LNetwork, outputs: Outputs = "rgb"):
     """The ModelProto of a student's network, or of another one for the same codes: opset 11 and static shapes."""
     codes = torch.zeros(1, model.network.in_channels, *model.sampler.grid.tolist())
-    return trace(network, (codes,), ["input"], "output")
+    return trace(SeparateHeads(network, outputs).eval(), (codes,), ["input"], NETWORK_OUTPUTS[outputs])
 
 
-def colours_only(network: MobileR2LNetwork) -> MobileR2LNetwork:
-    """A copy of the network without the channels for alpha and depth."""
-    network = copy.deepcopy(network)
-    tail = network.tail[0]
-    tail.weight.data, tail.bias.data = tail.weight.data[:3], tail.bias.data[:3]
-    return network
+class SeparateHeads(nn.Module):
+    """A network whose last layer is a layer for the colours, one for alpha and one for depth, as far as asked for.
+
+    A host gets a picture from each output, and none of them has to be cut from another: SnapML's NPU cannot slice.
+
+    Args:
+        network: Copied.
+        outputs: Which channels come out.
+    """
+
+    def __init__(self, network: MobileR2LNetwork, outputs: Outputs):
+        super().__init__()
+        self.network = copy.deepcopy(network)
+        tail, self.network.tail = self.network.tail[0], nn.Identity()
+        self.heads = nn.ModuleList()
+        for channels in (slice(0, 3), slice(3, 4), slice(4, 5))[: len(NETWORK_OUTPUTS[outputs])]:
+            head = copy.deepcopy(tail)
+            head.weight.data, head.bias.data = tail.weight.data[channels], tail.bias.data[channels]
+            self.heads.append(nn.Sequential(head, nn.Sigmoid()))
+
+    def forward(self, codes: Tensor) -> Tuple[Tensor, ...]:
+        features = self.network(codes)
+        return tuple(head(features) for head in self.heads)
 
 
 def trace_pipeline(model, outputs: Outputs, precision: Precision, opset: int, any_batch: bool = True):

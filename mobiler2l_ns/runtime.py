@@ -85,7 +85,7 @@ class Renderer:
         connect = _permute if layout == "nchw" else _copy_flat
         network = self.session("MobileR2L.onnx")
         (codes,) = self.session("Embedder.onnx").run(None, {"rays": points})
-        (image,) = network.run(None, {"input": connect(codes, network.get_inputs()[0].shape)})
+        (image,) = network.run(["output"], {"input": connect(codes, network.get_inputs()[0].shape)})
         return np.ascontiguousarray(image[0].transpose(1, 2, 0))
 
 

@@ -13,8 +13,9 @@ from typing import Iterable, Optional, Union
 import torch
 from torch import nn
 
-from mobiler2l_ns.onnx_files import colours_only, intrinsics, trace_front, trace_network, write_graphs
+from mobiler2l_ns.onnx_files import intrinsics, trace_front, trace_network, write_graphs
 from mobiler2l_ns.onnx_graph import rename_operators
+from mobiler2l_ns.pose_graph import Outputs
 from mobiler2l_ns.viewing_range import ViewingRange, viewing_range
 
 CONSTANTS = "controller_constants.js"
@@ -32,18 +33,19 @@ def safe_name(scene: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", scene).strip("-") or "scene"
 
 
-def write_snap_files(model, folder: Path, scene: str) -> None:
+def write_snap_files(model, folder: Path, scene: str, outputs: Outputs = "rgb") -> None:
     """Writes Sampler.onnx, Embedder.onnx, the network, intrinsics.json and controller_constants.js.
 
     Args:
         model: A trained MobileR2LModel on the CPU.
         folder: An existing folder.
         scene: Name of the scene.
+        outputs: What the network returns; Snap's template knows the colours.
 
     Raises:
         OSError: The folder cannot be written.
     """
-    network = trace_network(model, with_relu(colours_only(model.network)))
+    network = trace_network(model, with_relu(model.network), outputs)
     if model.network.config.activation == "gelu":
         rename_operators(network, "Relu", "GeluSnap")
     graphs = {**trace_front(model), snap_network_name(model, scene): network}

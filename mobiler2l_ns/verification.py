@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mobiler2l_ns.embedder import to_network_input
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.onnx_files import EMBEDDER, NETWORK, PIPELINE, SAMPLER
+from mobiler2l_ns.onnx_files import EMBEDDER, NETWORK, NETWORK_OUTPUTS, PIPELINE, SAMPLER
 from mobiler2l_ns.onnx_graph import rename_operators
 from mobiler2l_ns.pose_graph import OUTPUT_NAMES, Outputs
 from mobiler2l_ns.precision import Precision
@@ -85,7 +85,7 @@ def verify_onnx(
     by PSNR), ``size_bytes``, ``latency_ms`` (median, two threads) and ``operators``.
     """
     renderer = Renderer(folder, num_threads=_THREADS)
-    entries = _verify_three(truth, folder, NETWORK, truth.images[:, :3])
+    entries = _verify_three(truth, folder, NETWORK, truth.images, outputs)
     entries[PIPELINE] = verify_graph(model, truth, folder / PIPELINE, precision, outputs)
     for layout in ("nchw", "hwc"):
         rendered = np.stack([renderer.render_chain(c2w, layout).transpose(2, 0, 1) for c2w in truth.c2w])
@@ -97,7 +97,7 @@ def verify_onnx(
 
 
 @torch.no_grad()
-def verify_snap(model, truth: Truth, folder: Path, scene: str) -> Dict[str, dict]:
+def verify_snap(model, truth: Truth, folder: Path, scene: str, outputs: Outputs = "rgb") -> Dict[str, dict]:
     """The same for Lens Studio's files, which may hold only operators that SnapML runs.
 
     Only Lens Studio knows GeluSnap; with ReLU in its place the network's file must be the student with ReLU.
@@ -109,7 +109,7 @@ def verify_snap(model, truth: Truth, folder: Path, scene: str) -> Dict[str, dict
     if model.network.config.activation == "gelu":
         network = with_relu(model.network).double().eval()
         images = np.stack([network(torch.from_numpy(codes)[None])[0].numpy() for codes in truth.inputs])
-    return _verify_three(truth, folder, name, images[:, :3])
+    return _verify_three(truth, folder, name, images, outputs)
 
 
 def verify_graph(model, truth: Truth, path: Path, precision: Precision, outputs: Outputs = "rgb") -> dict:
@@ -172,13 +172,14 @@ def check_parity(entries: Dict[str, dict], folder: Path) -> None:
             )
 
 
-def _verify_three(truth: Truth, folder: Path, network: str, images: np.ndarray) -> Dict[str, dict]:
-    """Sampler, Embedder, and the file of a network that should return ``images``."""
+def _verify_three(truth: Truth, folder: Path, network: str, images: np.ndarray, outputs: Outputs) -> Dict[str, dict]:
+    """Sampler, Embedder, and the file of a network that should return these channels of ``images``."""
+    pictures = np.split(images, [3, 4], axis=1)[: len(NETWORK_OUTPUTS[outputs])]
     poses = [{"c2w33": c2w[None, None, :, :3], "c2w13": c2w[None, None, None, :, 3]} for c2w in truth.c2w]
     inputs = {
         SAMPLER: (poses, [truth.points], "points"),
         EMBEDDER: ([{"rays": points[None].astype(np.float32)} for points in truth.points], [truth.codes], "codes"),
-        network: ([{"input": codes[None].astype(np.float32)} for codes in truth.inputs], [images], "images"),
+        network: ([{"input": codes[None].astype(np.float32)} for codes in truth.inputs], pictures, "images"),
     }
     return {
         name: {**_compare(folder / name, feeds, expected), "tolerance": truth.tolerance[kind]}

@@ -100,7 +100,7 @@ class WideEmbedder(nn.Module):
 def published_student(options: Options):
     """A student of the published shape with random weights; camera as in Snap's template."""
     torch.manual_seed(0)
-    config = MobileR2LModelConfig()
+    config = MobileR2LModelConfig(outputs="rgb")
     config.network.depth, config.network.width = options.depth, options.width
     side = options.cells * config.network.upscale
     camera = {"height": side, "width": side, "focal": 1.389 * side, "near": 2.0, "far": 6.0}

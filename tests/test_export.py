@@ -106,12 +106,12 @@ def exported(request, tmp_path_factory):
     return model, folder
 
 
-def write_both(model, folder):
+def write_both(model, folder, outputs="rgb"):
     """The onnx and the snap folder of a student."""
     for target in ("onnx", "snap"):
         (folder / target).mkdir()
-    onnx_files.write_onnx_files(model, folder / "onnx")
-    snap_files.write_snap_files(model, folder / "snap", "lego")
+    onnx_files.write_onnx_files(model, folder / "onnx", outputs)
+    snap_files.write_snap_files(model, folder / "snap", "lego", outputs)
     return folder
 
 
@@ -463,8 +463,8 @@ def test_foreign_files_are_refused_and_survive_overwriting(config_path, tmp_path
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device"), None])
 def test_failure_leaves_nothing_behind(config_path, tmp_path, monkeypatch, error):
-    def fail(model, folder, scene):
-        write_snap_files(model, folder, scene)
+    def fail(model, folder, *options):
+        write_snap_files(model, folder, *options)
         if error is not None:
             raise error
         corrupt(folder / "lego_SnapGELU.onnx")
@@ -556,7 +556,7 @@ def test_fewer_bits(config_path, tmp_path, precision, size, psnr):
 
 
 def test_alpha_and_depth(tmp_path):
-    """A network with five channels: the one graph returns them by name, the other files the colours alone."""
+    """A network with five channels: the one graph returns them by name, depth in world units."""
     model = make_student(outputs="rgbad")
     folder = tmp_path / "onnx"
     folder.mkdir()
@@ -574,15 +574,29 @@ def test_alpha_and_depth(tmp_path):
 
 @pytest.mark.parametrize("outputs", ["rgb", "rgba", "rgbad"])
 def test_a_run_with_alpha_and_depth_is_exported(tmp_path, outputs):
-    """Verified, whatever is asked for; where only colours go, they are three channels."""
+    """Verified, whatever is asked for: a picture an output, and never another number of channels."""
     config_path = write_run(tmp_path / "run", make_student(outputs="rgbad"))
     out = tmp_path / "out"
     export_run(config_path, out, outputs=outputs, targets=("onnx", "snap"))
     names = [output.name for output in onnx.load(out / "onnx" / "pipeline.onnx").graph.output]
     assert names == ["rgb", "alpha", "depth"][: len(outputs) - 2]
     for path in (out / "onnx" / "MobileR2L.onnx", out / "snap" / "lego_SnapGELU.onnx"):
-        (picture,) = onnx.load(path).graph.output
-        assert [size.dim_value for size in picture.type.tensor_type.shape.dim] == [1, 3, 48, 72]
+        shapes = {
+            picture.name: [size.dim_value for size in picture.type.tensor_type.shape.dim]
+            for picture in onnx.load(path).graph.output
+        }
+        expected = {"output": [1, 3, 48, 72], "alpha": [1, 1, 48, 72], "depth01": [1, 1, 48, 72]}
+        assert shapes == {name: expected[name] for name in list(expected)[: len(outputs) - 2]}
+
+
+def test_a_wrong_alpha_is_a_mismatch(tmp_path):
+    model = make_student(outputs="rgbad")
+    folder = write_both(model, tmp_path, "rgbad")
+    corrupt(folder / "snap" / "lego_SnapGELU.onnx")  # its last convolution is that of depth
+    truth = verification.compute_truth(model, viewing_range(model).sample(1))
+    entries = verification.verify_snap(model, truth, folder / "snap", "lego", "rgbad")
+    with pytest.raises(UserError, match=r"lego_SnapGELU\.onnx differs"):
+        verification.check_parity(entries, folder)
 
 
 @pytest.mark.parametrize(

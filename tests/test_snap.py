@@ -65,6 +65,17 @@ def test_backends_of_each_file(lens):
     assert snap_operators.backends(network) == {**everywhere, "Android GPU": gelu}
 
 
+def test_alpha_and_depth_run_wherever_colours_do(tmp_path):
+    """They are convolutions of their own: nothing is cut, which the NPU could not do."""
+    model = make_student(outputs="rgbad")
+    write_snap_files(model, tmp_path, "lens", "rgbad")
+    network = tmp_path / "lens_SnapGELU.onnx"
+    assert [output.name for output in onnx.load(network).graph.output] == ["output", "alpha", "depth01"]
+    assert {name: operators for name, operators in snap_operators.backends(network).items() if operators} == {
+        "Android GPU": ["GeluSnap"]
+    }
+
+
 class Custom(torch.nn.Module):
     """A function of inputs as a module."""
 
