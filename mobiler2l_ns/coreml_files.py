@@ -15,6 +15,7 @@ import torch
 
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.onnx_files import intrinsics
+from mobiler2l_ns.optional import require
 from mobiler2l_ns.pose_graph import OUTPUT_NAMES, Outputs, PoseToImage
 from mobiler2l_ns.snap_files import safe_name
 
@@ -134,15 +135,8 @@ def _mistake(path: Path, what: str) -> UserError:
 
 def import_coremltools():
     """The module coremltools, which is an extra and talkative; a UserError where it is missing."""
-    try:
-        with _quietly():
-            import coremltools
-    except ImportError:
-        raise UserError(
-            "CoreML packages need coremltools: install it with "
-            "`uv pip install --python .venv/bin/python 'mobiler2l-ns[coreml]'`."
-        ) from None
-    return coremltools
+    with _quietly():
+        return require("coremltools")
 
 
 @contextlib.contextmanager

@@ -8,14 +8,16 @@ sees a fixed set, and nothing has to be stored on disk.
 import copy
 import math
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple, Type
+from typing import Dict, Iterator, List, Optional, Tuple, Type
 
 import torch
 import tyro
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.utils import comms
@@ -96,6 +98,7 @@ class DistillationDataManager(CaptureDataManager):
         self.photos: Optional[PhotoSet] = None
         self.validation: Optional[PhotoSet] = None
         self.eval_photos: Optional[PhotoSet] = None
+        self.teacher_pictures: Dict[int, UInt8[Tensor, "h w 3"]] = {}  # of held-out photos' cameras
         self.photo_share = config.photo_share
         self.hard_windows: Optional[HardWindows] = None
         self.last_batch: Optional[Tuple[Windows, int]] = None  # and how many of its windows were new, with hard_share
@@ -252,7 +255,8 @@ class DistillationDataManager(CaptureDataManager):
         """Rays (B, hc, wc) and ``batch["image"]`` (B, Hc, Wc, 3), this process's part of the batch, in ns-train.
 
         Where the student learns them, ``batch["alpha"]`` and ``batch["depth"]`` (M, Hc, Wc, 1) are those of the first M
-        windows: of teacher views, and alpha of transparent photos too. Depth is as in ``Windows``.
+        windows: of teacher views, and alpha of transparent photos too. Depth is as in ``Windows``. ``batch["sources"]``
+        says how many windows are teacher views, photos and hard windows, which follow each other in this order.
 
         Raises:
             UserError: Another command (ns-export pointcloud, poisson) asks for single rays.
@@ -276,7 +280,8 @@ class DistillationDataManager(CaptureDataManager):
         windows = Windows(join_bundles([p.rays for p in parts]), torch.cat([p.pixels[..., :3] for p in parts]))
         if self.hard_windows is not None:
             self.last_batch = windows, count
-        return windows.rays, {"image": windows.pixels, **geometry(parts)}
+        sources = [count - num_photos, num_photos, num_again]
+        return windows.rays, {"image": windows.pixels, "sources": sources, **geometry(parts)}
 
     def learn_from(self, errors: Float[Tensor, "B"]) -> None:
         """Keeps the hardest new windows of the last batch; those drawn again do not enter twice.
@@ -297,6 +302,22 @@ class DistillationDataManager(CaptureDataManager):
             self.eval_photos = load_photos(self.eval_dataset, *self.size, self.config.upscale, self.device, limit=8)
         windows = self.eval_photos.sample(own_share(self.config.windows_per_batch), *self._window())
         return windows.rays, {"image": windows.pixels}
+
+    def next_eval_image(self, step: int) -> Tuple[Cameras, Dict]:
+        """A held-out photo and its camera; in ns-train also the teacher's ``batch["teacher"]`` (H, W, 3) of it."""
+        camera, batch = super().next_eval_image(step)
+        if self.pool is None:
+            return camera, batch
+        return camera, {**batch, "teacher": self._teacher_picture(batch["image_idx"], camera)}
+
+    def _teacher_picture(self, index: int, camera: Cameras) -> Float[Tensor, "H W 3"]:
+        """The teacher's view of a held-out photo, rendered once, with no more pixels a side than the student has."""
+        height, width = int(camera.height), int(camera.width)
+        if index not in self.teacher_pictures:
+            factor = min(1.0, max(self.size) / max(height, width))
+            small, _ = fit_cameras(camera, round(height * factor), round(width * factor))
+            self.teacher_pictures[index] = (self.teacher.render(small) * 255).round().to(torch.uint8).cpu()
+        return fit_image(self.teacher_pictures[index].float() / 255, height, width)
 
     def _window(self) -> Tuple[int, int]:
         grid = [pixels // self.config.upscale for pixels in self.pool.tile]
@@ -335,8 +356,16 @@ class DistillationDataManager(CaptureDataManager):
 
     def leave_out(self, seconds: float) -> None:
         """Takes time that was not spent on training (an evaluation) out of the teacher's budget."""
-        self.started += seconds
-        self.phase_start += seconds
+        if self.started is not None:
+            self.started += seconds
+            self.phase_start += seconds
+
+    @contextmanager
+    def untimed(self) -> Iterator[None]:
+        """Whatever is done inside is no training: see ``leave_out``."""
+        start = self._clock()
+        yield
+        self.leave_out(self._clock() - start)
 
     def _render_frame(self) -> None:
         start = self._clock()
@@ -349,7 +378,7 @@ class DistillationDataManager(CaptureDataManager):
             camera = crop_camera(camera, top, left, tile_h, tile_w)
             channels = self.config.channels
             image = self.teacher.render(camera) if channels == 3 else self.teacher.render_all(camera)[..., :channels]
-        self.pool.add(image.to(self.pool.images.device), c2w[0], (top, left))
+        self.pool.add(image.to(self.pool.images.device), c2w[0], (top, left), self.train_count)
         self.teacher_seconds += self._clock() - start
         self.views_rendered += 1
 
@@ -368,9 +397,25 @@ class DistillationDataManager(CaptureDataManager):
 
     # -- what was done --------------------------------------------------------------------------------------------
 
+    def progress(self) -> Dict[str, float]:
+        """How the training data is doing, as plain numbers; all shares are between 0 and 1.
+
+        ``pool_fill``; ``pool_age``: how many steps ago the pool's views were rendered, on average; ``teacher_share``:
+        the teacher's part of the time until now; ``photo_share``: the photos' part of a batch.
+        """
+        return {
+            "pool_fill": len(self.pool) / self.pool.capacity,
+            "pool_age": self.pool.mean_age(self.train_count),
+            "teacher_share": self._share_of_time(),
+            "photo_share": self.photo_share if self.photos is not None else 0.0,
+        }
+
+    def _share_of_time(self) -> float:
+        elapsed = time.perf_counter() - self.started if self.started is not None else 0.0
+        return self.teacher_seconds / elapsed if elapsed else 0.0
+
     def statistics(self) -> Dict[str, float]:
         """Size and cost of this process's pool so far."""
-        elapsed = time.perf_counter() - self.started if self.started is not None else 0.0
         return {
             "capacity": self.pool.capacity,
             "frames": self.pool.num_added,
@@ -379,7 +424,7 @@ class DistillationDataManager(CaptureDataManager):
             "bytes": sum(part.nbytes for part in (self.pool, self.photos, self.hard_windows) if part is not None),
             "photos": len(self.photos) if self.photos is not None else 0,
             "teacher_seconds": round(self.teacher_seconds, 2),
-            "share_of_training_time": round(self.teacher_seconds / elapsed, 4) if elapsed else 0.0,
+            "share_of_training_time": round(self._share_of_time(), 4),
         }
 
 

@@ -2,18 +2,21 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Dict, Literal, Optional, Tuple
+from typing import Callable, Dict, Literal, Optional, Tuple
 
 import torch
 import tyro
 
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.optional import require
 from mobiler2l_ns.output_folder import REPORT, files_of, move_into_place, replaceable_files, staging_folder
 from mobiler2l_ns.pose_graph import OUTPUT_NAMES, Outputs
 from mobiler2l_ns.precision import Precision
 
 Target = Literal["onnx", "snap", "web", "coreml"]
+Begin = Callable[[], None]  # tells the bar that the next stage begins
 LARGEST_LOSS = 0.3  # dB against photos; a file of fewer bits that loses more is reported as such
 _NUM_VERIFIED_POSES = 2
 
@@ -92,6 +95,9 @@ class ExportMobileR2L:
             raise UserError("there is nothing to export: name at least one of onnx, snap, web and coreml as --targets.")
         if self.opset not in OPSETS:
             raise UserError(f"--opset {self.opset} cannot be written: pass one from {OPSETS[0]} to {OPSETS[-1]}.")
+        if set(self.targets) - {"coreml"}:
+            for package in ("onnx", "onnxruntime", *(["ml_dtypes"] if self.precision == "int8" else [])):
+                require(package)
         if "coreml" in self.targets:
             from mobiler2l_ns.coreml_files import import_coremltools
 
@@ -113,26 +119,32 @@ class ExportMobileR2L:
 
     def _write_and_verify(self, model, config, folder: Path) -> Dict[str, dict]:
         """Fills a folder and returns the figures of each file, by its path in the folder."""
+        from mobiler2l_ns.progress import stages
         from mobiler2l_ns.verification import compute_truth
         from mobiler2l_ns.viewing_range import viewing_range
 
-        truth = compute_truth(model, viewing_range(model).sample(_NUM_VERIFIED_POSES, seed=1))
         scene = config.experiment_name or "scene"
-        entries = {}
-        for target in dict.fromkeys(self.targets):
-            (folder / target).mkdir()
-            figures = getattr(self, f"_export_{target}")(model, truth, folder / target, scene)
-            entries.update({f"{target}/{name}": entry for name, entry in figures.items()})
+        targets, entries = dict.fromkeys(self.targets), {}
+        with stages(1 + 2 * len(targets)) as begin:
+            begin("Rendering in torch, to compare with")
+            truth = compute_truth(model, viewing_range(model).sample(_NUM_VERIFIED_POSES, seed=1))
+            for target in targets:
+                (folder / target).mkdir()
+                begin(f"Writing {target}")
+                begin_verifying = partial(begin, f"Verifying {target}")
+                figures = getattr(self, f"_export_{target}")(model, truth, folder / target, scene, begin_verifying)
+                entries.update({f"{target}/{name}": entry for name, entry in figures.items()})
         return entries
 
-    def _export_onnx(self, model, truth, folder: Path, scene: str) -> Dict[str, dict]:
+    def _export_onnx(self, model, truth, folder: Path, scene: str, begin_verifying: Begin) -> Dict[str, dict]:
         from mobiler2l_ns.onnx_files import write_onnx_files
         from mobiler2l_ns.verification import verify_onnx
 
         write_onnx_files(model, folder, self.outputs, self.precision, self.opset)
+        begin_verifying()
         return verify_onnx(model, truth, folder, self.outputs, self.precision)
 
-    def _export_snap(self, model, truth, folder: Path, scene: str) -> Dict[str, dict]:
+    def _export_snap(self, model, truth, folder: Path, scene: str, begin_verifying: Begin) -> Dict[str, dict]:
         from nerfstudio.utils.rich_utils import CONSOLE
 
         from mobiler2l_ns.snap_files import check_budget, lens_bytes, write_snap_files
@@ -140,23 +152,26 @@ class ExportMobileR2L:
         from mobiler2l_ns.verification import verify_snap
 
         write_snap_files(model, folder, scene, self.outputs)
+        begin_verifying()
         entries = verify_snap(model, truth, folder, scene, self.outputs)
         CONSOLE.print(backend_table(sorted(folder.glob("*.onnx"))))
         if warning := check_budget(lens_bytes(folder)):
             CONSOLE.print(warning)
         return entries
 
-    def _export_web(self, model, truth, folder: Path, scene: str) -> Dict[str, dict]:
+    def _export_web(self, model, truth, folder: Path, scene: str, begin_verifying: Begin) -> Dict[str, dict]:
         from mobiler2l_ns.verification import verify_graph
         from mobiler2l_ns.web_files import MODEL, write_web_files
 
         write_web_files(model, folder, scene, self.precision, self.ort_dist)
+        begin_verifying()
         return {MODEL: verify_graph(model, truth, folder / MODEL, self.precision)}
 
-    def _export_coreml(self, model, truth, folder: Path, scene: str) -> Dict[str, dict]:
+    def _export_coreml(self, model, truth, folder: Path, scene: str, begin_verifying: Begin) -> Dict[str, dict]:
         from mobiler2l_ns.coreml_files import check_coreml, coreml_name, write_coreml_files
 
         write_coreml_files(model, folder, scene, self.outputs)
+        begin_verifying()
         package = folder / coreml_name(scene)
         check_coreml(package, model, self.outputs)
         return {package.name: {"size_bytes": sum(path.stat().st_size for path in package.rglob("*") if path.is_file())}}

@@ -7,13 +7,16 @@ its best weights are kept: those from before fine-tuning if nothing was better.
 """
 
 import copy
+import time
 from dataclasses import dataclass
 from typing import Callable, Dict, List, Optional
 
 import torch
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.trainer import Trainer
-from nerfstudio.utils.rich_utils import CONSOLE
+from nerfstudio.utils import writer
+
+from mobiler2l_ns.progress import duration, say
 
 
 @dataclass
@@ -61,6 +64,7 @@ class FineTuning:
         self.last = trainer._start_step + trainer.config.max_num_iterations - 1
         self.first = self.last + 1 - config.steps_of(trainer.config.max_num_iterations)
         self.scores: Dict[int, float] = {}
+        self.started = 0.0
         self.best: Optional[dict] = None
 
     def callbacks(self) -> List[TrainingCallback]:
@@ -75,7 +79,8 @@ class FineTuning:
         if step >= self.first and not self.scores:
             self.use_photos(self.config.photo_share)
             self._take_score(0)
-            CONSOLE.print(f"Fine-tuning on the photos; held-out photos before: {self.scores[0]:.2f} dB")
+            say(f"The last {self.steps} steps fine-tune on the photos; held-out photos before: {self.scores[0]:.2f} dB")
+            self.started = time.perf_counter()
 
     def after_step(self, step: int) -> None:
         """Scores from time to time; in the end the best weights are put back."""
@@ -88,10 +93,21 @@ class FineTuning:
         if is_last or done - self.best_step >= self.config.patience * self.config.validate_every:
             self.trainer.pipeline.model.load_state_dict(self.best)
             self.trainer.stop_training = True
-            CONSOLE.print(
+            say(
                 f"Fine-tuning ended after {done} steps; held-out photos: {self.scores[0]:.2f} -> "
                 f"{self.scores[self.best_step]:.2f} dB, with the weights after {self.best_step} steps"
             )
+            return
+        left = (time.perf_counter() - self.started) / done * (self.steps - done)
+        say(
+            f"Fine-tuning, step {done} of {self.steps}: held-out photos {self.scores[done]:.2f} dB, best "
+            f"{self.scores[self.best_step]:.2f} dB after {self.best_step} steps, {duration(left)} left"
+        )
+
+    @property
+    def steps(self) -> int:
+        """How many steps it takes unless it stops early."""
+        return self.last + 1 - self.first
 
     @property
     def best_step(self) -> int:
@@ -104,6 +120,7 @@ class FineTuning:
         with torch.no_grad():
             self.scores[done] = self.score()
         model.train()
+        writer.put_scalar("Fine-Tuning/psnr", self.scores[done], self.first + max(done - 1, 0))
         if self.best_step == done:
             self.best = copy.deepcopy(model.state_dict())
 

@@ -53,6 +53,11 @@ def image_metrics(prediction: Tensor, target: Tensor) -> Dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def error_picture(prediction: Tensor, target: Tensor) -> Tensor:
+    """Where two (H, W, 3) images differ, colour by colour: black where they do not, full from a third on."""
+    return (3 * (prediction - target).abs()).clamp(0, 1)
+
+
 @contextmanager
 def without_lpips_download():
     """Inside, nerfstudio models build without fetching LPIPS weights: their metric is an empty module.

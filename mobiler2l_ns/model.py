@@ -31,7 +31,7 @@ from mobiler2l_ns.datamanager import on_white
 from mobiler2l_ns.embedder import Embedder, to_network_input
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.losses import alpha_loss, depth_loss, rgb_loss
-from mobiler2l_ns.metrics import image_metrics
+from mobiler2l_ns.metrics import error_picture, image_metrics, psnr
 from mobiler2l_ns.network import MobileR2LNetwork, NetworkConfig, check_network
 from mobiler2l_ns.pose_graph import Outputs
 from mobiler2l_ns.sampler import Sampler
@@ -133,7 +133,7 @@ class MobileR2LModel(Model):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> List[TrainingCallback]:
-        """Exports when training ends, unless the picture has too many rays for that."""
+        """Exports when training ends; a training that is done ends well even where that cannot be."""
 
         def export(step: int) -> None:
             if self.config.export_when_done and comms.is_main_process():
@@ -142,11 +142,10 @@ class MobileR2LModel(Model):
 
                 try:
                     check_size(self)
+                    base_dir = training_callback_attributes.trainer.base_dir
+                    ExportMobileR2L(base_dir / "config.yml", base_dir / "export", num_views=0).export()
                 except UserError as error:
                     CONSOLE.print(f"No export: {error}")
-                    return
-                base_dir = training_callback_attributes.trainer.base_dir
-                ExportMobileR2L(base_dir / "config.yml", base_dir / "export", num_views=0).export()
 
         return [TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], export)]
 
@@ -285,20 +284,36 @@ class MobileR2LModel(Model):
         return losses
 
     def get_metrics_dict(self, outputs, batch) -> Dict[str, Tensor]:
-        """PSNR of the batch, as a tensor: a Python number would make each step wait for the GPU."""
-        error = (outputs["rgb"].detach() - batch["image"].to(self.device)).square().mean()
-        return {"psnr": -10 * torch.log10(error)}
+        """PSNR of the batch, and against its teacher views and its photos alone where it says which they are.
+
+        They are tensors: a Python number would make each step wait for the GPU.
+        """
+        errors = (outputs["rgb"].detach() - batch["image"].to(self.device)).square().mean(dim=(1, 2, 3))
+        parts = {"psnr": errors}
+        if "sources" in batch:
+            parts["psnr_to_teacher"], parts["psnr_to_photos"], _ = errors.split(batch["sources"])
+        return {name: -10 * torch.log10(part.mean()) for name, part in parts.items() if len(part)}
 
     def get_image_metrics_and_images(self, outputs, batch) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
-        """Metrics against a photo, and photo | student | error (brighter is worse, x3); alpha and depth in colours."""
-        target = on_white(batch["image"].to(self.device))
-        error = (3 * (outputs["rgb"] - target).abs()).clamp(0, 1)
-        images = {"img": torch.cat([target, outputs["rgb"], error], dim=1)}
+        """Metrics against a photo, and pictures side by side: photo | student | error, brighter being worse.
+
+        Where the batch has the teacher's picture, it stands beside the student's, and two errors tell what is left to
+        learn at all from what is left to learn from the teacher: photo | student | teacher | student's distance from
+        the photo | and from the teacher. Alpha and depth are pictures of their own, in colours.
+        """
+        photo, student = on_white(batch["image"].to(self.device)), outputs["rgb"]
+        metrics = image_metrics(student, photo)
+        row, targets = [photo, student], [photo]
+        if "teacher" in batch:
+            teacher = batch["teacher"].to(self.device)
+            metrics.update(psnr_teacher=psnr(teacher, photo), psnr_to_teacher=psnr(student, teacher))
+            row, targets = [photo, student, teacher], [photo, teacher]
+        images = {"img": torch.cat([*row, *(error_picture(student, target) for target in targets)], dim=1)}
         if self.config.outputs != "rgb":
             images["accumulation"] = colormaps.apply_colormap(outputs["accumulation"])
         if self.config.outputs == "rgbad":
             images["depth"] = colormaps.apply_depth_colormap(outputs["depth"], outputs["accumulation"])
-        return image_metrics(outputs["rgb"], target), images
+        return metrics, images
 
 
 def by_name(picture: Float[Tensor, "*batch H W C"]) -> Dict[str, Tensor]:

@@ -58,17 +58,33 @@ class DistillationPipeline(VanillaPipeline):
         """nerfstudio's lines, after which the datamanager hears how well each window was rendered."""
         ray_bundle, batch = self.datamanager.next_train(step)
         outputs = self._model(ray_bundle)
-        metrics = self.model.get_metrics_dict(outputs, batch)
+        metrics = {**self.model.get_metrics_dict(outputs, batch), **self.datamanager.progress()}
         losses = self.model.get_loss_dict(outputs, batch, metrics)
         if self.config.datamanager.hard_share > 0:
             errors = (outputs["rgb"].detach() - batch["image"]).square().mean(dim=(1, 2, 3))
             self.datamanager.learn_from(errors)
         return outputs, losses, metrics
 
+    def get_eval_loss_dict(self, step: int):
+        """nerfstudio's, in time that is not the training's."""
+        with self.datamanager.untimed():
+            return super().get_eval_loss_dict(step)
+
+    def get_eval_image_metrics_and_images(self, step: int):
+        """nerfstudio's, in time that is not the training's."""
+        with self.datamanager.untimed():
+            return super().get_eval_image_metrics_and_images(step)
+
+    def get_average_eval_image_metrics(self, *args, **kwargs):
+        """nerfstudio's, in time that is not the training's, and without the teacher."""
+        with self.datamanager.untimed():
+            return super().get_average_eval_image_metrics(*args, **kwargs)
+
     def validation_psnr(self) -> float:
         """PSNR in dB on the photos that are held out of the whole run."""
         render = self.model.get_outputs_for_camera
-        scores = [psnr(render(camera)["rgb"].clamp(0, 1), photo) for camera, photo in self.datamanager.validation]
+        with self.datamanager.untimed():
+            scores = [psnr(render(camera)["rgb"].clamp(0, 1), photo) for camera, photo in self.datamanager.validation]
         return sum(scores) / len(scores)
 
     def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> List[TrainingCallback]:

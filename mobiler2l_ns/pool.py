@@ -113,6 +113,7 @@ class FramePool:
         self.images = torch.zeros((capacity, *tile, channels), dtype=torch.uint8, device=device)
         self.c2w = torch.zeros(capacity, 3, 4, device=device)
         self.corner = torch.zeros(capacity, 2, dtype=torch.long, device=device)
+        self.added_at = np.zeros(capacity)
         self.num_added = 0
         self._cache, self._cache_depths = None, depths
         if cache is not None:
@@ -127,18 +128,26 @@ class FramePool:
         """Bytes that the full pool takes."""
         return self.images.numel() + 4 * self.c2w.numel() + 8 * self.corner.numel()
 
-    def add(self, image: Float[Tensor, "H W C"], c2w: Float[Tensor, "3 4"], corner: Tuple[int, int] = (0, 0)) -> None:
+    def mean_age(self, step: int) -> float:
+        """How many steps ago the stored pictures were added, on average. A cache's count as added at step 0."""
+        return step - float(self.added_at[: len(self)].mean()) if len(self) else 0.0
+
+    def add(
+        self, image: Float[Tensor, "H W C"], c2w: Float[Tensor, "3 4"], corner: Tuple[int, int] = (0, 0), step: int = 0
+    ) -> None:
         """Stores one teacher view, over the oldest one if the pool is full.
 
         Args:
             image: Colours and alpha in 0..1, and z in world units, 0 where it is not known.
             c2w: Its pose.
             corner: Its top left pixel (y, x) in the whole view.
+            step: When that is.
         """
         slot = self.num_added % self.capacity
         self.images[slot] = to_bytes(image, self.depths)
         self.c2w[slot] = c2w
         self.corner[slot] = torch.tensor(corner)
+        self.added_at[slot] = step
         if self._cache is not None:
             frames, records = self._cache
             # A picture never stands beside another picture's pose: the record goes first and comes back last.

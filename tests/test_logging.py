@@ -1,0 +1,278 @@
+"""What a run shows while it trains: pictures and numbers read back from tensorboard and wandb, lines on the screen."""
+
+import contextlib
+import io
+import re
+import time
+
+import numpy as np
+import pytest
+import torch
+from nerfstudio.configs import base_config
+from nerfstudio.utils import writer
+from PIL import Image
+from rich.console import Console
+
+from mobiler2l_ns import datamanager as module
+from mobiler2l_ns import progress
+from mobiler2l_ns.datamanager import DistillationDataManager
+from mobiler2l_ns.metrics import error_picture, psnr
+
+PANELS = ["photo", "student", "teacher", "student - photo", "student - teacher"]
+
+
+@pytest.fixture
+def train(student_config, stub_teacher, monkeypatch, tmp_path):
+    """Trains the tiny student for 12 steps by nerfstudio's own loop, with an evaluation at step 10; returns its folder.
+
+    The last 3 steps fine-tune.
+    """
+    from nerfstudio.scripts.train import train_loop
+
+    monkeypatch.setattr(module, "FrozenTeacher", lambda path, device: stub_teacher)
+    monkeypatch.setattr(DistillationDataManager, "_adopt_teacher", lambda self, config: False)
+    monkeypatch.setattr(writer, "EVENT_WRITERS", [])  # nerfstudio keeps them, and those of other tests, for good
+    monkeypatch.setattr(writer, "EVENT_STORAGE", [])
+
+    def go(vis="tensorboard"):
+        config = student_config
+        config.vis, config.max_num_iterations = vis, 12
+        config.steps_per_eval_batch = config.steps_per_eval_image = config.steps_per_eval_all_images = 10
+        config.pipeline.datamanager.teacher = tmp_path / "teacher" / "config.yml"
+        config.pipeline.model.export_when_done = False
+        config.pipeline.finetuning.validation_photos = 2
+        train_loop(0, 1, config)
+        return config.get_base_dir()
+
+    return go
+
+
+def panels(picture: np.ndarray) -> dict:
+    """(32, 5 * 32, 3) bytes as one float image a panel."""
+    assert picture.shape == (32, 32 * len(PANELS), 3)
+    parts = torch.from_numpy(picture.astype(np.float32) / 255).split(32, dim=1)
+    return dict(zip(PANELS, parts))
+
+
+def held_out(capture, stub_teacher):
+    """(photo, teacher's picture) of both photos of the val split, in bytes' precision."""
+    from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+    from nerfstudio.data.datasets.base_dataset import InputDataset
+
+    dataset = InputDataset(BlenderDataParserConfig(data=capture).setup().get_dataparser_outputs(split="val"))
+    return [(dataset.get_image_float32(i)[..., :3], stub_teacher.render(dataset.cameras[i : i + 1])) for i in range(2)]
+
+
+def check_picture(picture: np.ndarray, capture, stub_teacher) -> dict:
+    """The panels of an evaluation's picture, once photo and teacher were found to be those of one held-out camera."""
+    found = panels(picture)
+    photo, teacher = min(held_out(capture, stub_teacher), key=lambda pair: (pair[0] - found["photo"]).abs().mean())
+    assert (found["photo"] - photo).abs().max() <= 1.01 / 255  # nerfstudio cuts bytes off rather than to round them
+    assert (found["teacher"] - teacher).abs().max() <= 1.51 / 255
+    for name in ("photo", "teacher"):
+        error = error_picture(found["student"], found[name])
+        assert (found[f"student - {name}"] - error).abs().max() <= 10 / 255  # three times two bytes' rounding
+        assert error.mean() > 0.01
+    assert 0 < found["student"].std() and (found["student"] - teacher).abs().mean() > 0.01
+    return found
+
+
+def test_tensorboard_has_pictures_and_numbers(train, capture, stub_teacher):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(train()), size_guidance={"images": 0, "scalars": 0}).Reload()
+    tags = events.Tags()
+    assert set(tags["images"]) == {f"Eval Images/{name}" for name in ("img", "accumulation", "depth")}
+    (event,) = events.Images("Eval Images/img")
+    assert event.step == 10
+    found = check_picture(
+        np.array(Image.open(io.BytesIO(event.encoded_image_string))), capture, stub_teacher
+    )  # fmt: skip
+
+    def last(tag):
+        return events.Scalars(tag)[-1].value
+
+    metrics = {name: last(f"Eval Images Metrics/{name}") for name in ("psnr", "psnr_teacher", "psnr_to_teacher")}
+    assert metrics["psnr"] == pytest.approx(psnr(found["student"], found["photo"]), abs=0.1)
+    assert metrics["psnr_teacher"] == pytest.approx(psnr(found["teacher"], found["photo"]), abs=0.1)
+    assert metrics["psnr_to_teacher"] == pytest.approx(psnr(found["student"], found["teacher"]), abs=0.1)
+    # ns-eval's metrics know nothing of a teacher.
+    assert "Eval Images Metrics Dict (all images)/psnr" in tags["scalars"]
+    assert not [tag for tag in tags["scalars"] if "all images" in tag and "teacher" in tag]
+
+    train_metrics = {tag.split("/")[1] for tag in tags["scalars"] if tag.startswith("Train Metrics Dict/")}
+    assert train_metrics == {
+        "psnr", "psnr_to_teacher", "psnr_to_photos", "pool_fill", "pool_age", "teacher_share", "photo_share",
+    }  # fmt: skip
+    assert last("Train Metrics Dict/pool_fill") == 0.5  # two views in a pool of four, rendered in step 0
+    assert [event.value for event in events.Scalars("Train Metrics Dict/pool_age")] == [0, 10]
+    assert [event.value for event in events.Scalars("Train Metrics Dict/photo_share")] == pytest.approx([0.5, 0.8])
+    assert 0 < last("Train Metrics Dict/teacher_share") < 1
+    assert [event.step for event in events.Scalars("Fine-Tuning/psnr")] == [9, 11]
+
+
+def test_wandb_works_offline(train, capture, stub_teacher, monkeypatch):
+    for name, value in {"MODE": "offline", "SILENT": "true", "CONSOLE": "off"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    import wandb
+
+    try:
+        folder = train("wandb")
+    finally:
+        wandb.finish()
+    (run,) = (folder / "wandb").glob("offline-run-*")
+    assert list(run.glob("*.wandb"))
+    (path,) = run.glob("files/media/images/Eval Images/img_*.png")
+    check_picture(np.array(Image.open(path)), capture, stub_teacher)
+
+
+# -- the batch ------------------------------------------------------------------------------------------------------
+
+
+def test_scores_of_teacher_views_and_photos_apart(build_pipeline):
+    """Errors of 0.1, 0.2 and 0.4 on teacher views, photos and hard windows: by hand 20, 13.98 and 12.79 dB in all."""
+    pipeline = build_pipeline(hard_share=0.25, photo_share=0.5, windows_per_batch=8)
+    pipeline.datamanager.next_train(0)
+    pipeline.datamanager.learn_from(torch.rand(8))
+    _, batch = pipeline.datamanager.next_train(1)
+    teacher, photos, hard = batch["sources"]
+    assert (teacher, photos, hard) == (3, 3, 2)
+    off = torch.tensor([0.1] * teacher + [0.2] * photos + [0.4] * hard).view(-1, 1, 1, 1)
+    metrics = pipeline.model.get_metrics_dict({"rgb": batch["image"] + off}, batch)
+    assert all(isinstance(value, torch.Tensor) for value in metrics.values())
+    mean = (3 * 0.01 + 3 * 0.04 + 2 * 0.16) / 8
+    assert float(metrics["psnr_to_teacher"]) == pytest.approx(20, abs=1e-3)
+    assert float(metrics["psnr_to_photos"]) == pytest.approx(13.979, abs=1e-3)
+    assert float(metrics["psnr"]) == pytest.approx(-10 * np.log10(mean), abs=1e-3)
+
+
+def test_a_batch_of_one_kind_has_one_score(build_pipeline):
+    pipeline = build_pipeline(photo_share=0.0)
+    _, batch = pipeline.datamanager.next_train(0)
+    assert set(pipeline.model.get_metrics_dict({"rgb": batch["image"] + 0.1}, batch)) == {"psnr", "psnr_to_teacher"}
+    assert pipeline.datamanager.progress()["photo_share"] == 0
+
+
+# -- evaluation -----------------------------------------------------------------------------------------------------
+
+
+def test_the_teacher_renders_a_held_out_photo_once(build_pipeline, stub_teacher):
+    manager = build_pipeline().datamanager
+    before = stub_teacher.renders
+    pictures = {}
+    for step in range(20):  # of two photos, drawn at random
+        _, batch = manager.next_eval_image(step)
+        kept = pictures.setdefault(batch["image_idx"], batch["teacher"])
+        assert torch.equal(kept, batch["teacher"])
+    assert stub_teacher.renders - before == len(pictures) == 2
+
+
+def test_a_large_photo_is_rendered_at_the_students_size(build_pipeline, stub_teacher):
+    """Half the photo's size, then enlarged: the ball is where it was, but for its rim."""
+    manager = build_pipeline(image_size=(16, 16)).datamanager
+    camera, _ = manager.next_eval_image(0)
+    ((index, small),) = manager.teacher_pictures.items()
+    assert small.shape == (16, 16, 3)
+    large = manager._teacher_picture(index, camera)
+    assert large.shape == (32, 32, 3)
+    difference = (large - stub_teacher.render(camera)).abs().amax(dim=-1)
+    assert difference.median() < 0.05 and (difference > 0.2).float().mean() < 0.15
+
+
+def test_ns_eval_never_asks_the_teacher(build_pipeline, stub_teacher):
+    pipeline = build_pipeline()
+    asked = stub_teacher.renders, stub_teacher.probes
+    metrics = pipeline.get_average_eval_image_metrics()
+    assert "psnr" in metrics and not [name for name in metrics if "teacher" in name]
+    assert (stub_teacher.renders, stub_teacher.probes) == asked
+
+
+@pytest.mark.parametrize("evaluate", ["get_eval_loss_dict", "get_eval_image_metrics_and_images",
+                                      "get_average_eval_image_metrics", "validation_psnr"])  # fmt: skip
+def test_evaluations_cost_the_teacher_nothing(build_pipeline, stub_teacher, monkeypatch, evaluate):
+    """A clock that moves in evaluations only, by 100 s a picture or batch: the teacher's share stays what it was."""
+    pipeline = build_pipeline(validation_photos=2)
+    manager = pipeline.datamanager
+    manager.validation = manager.photos
+    manager.next_train(0)
+    now = [manager.started + 50.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    before = manager.statistics()["share_of_training_time"], manager._views_due()
+    forward = type(pipeline.model).render_rays
+
+    def slow(self, *arguments, **options):
+        now[0] += 100
+        return forward(self, *arguments, **options)
+
+    monkeypatch.setattr(type(pipeline.model), "render_rays", slow)
+    with torch.no_grad():
+        getattr(pipeline, evaluate)(*([0] if evaluate.startswith("get_eval") else []))
+    assert now[0] >= manager.started - 50 + 100
+    assert (manager.statistics()["share_of_training_time"], manager._views_due()) == before
+
+
+# -- the screen -----------------------------------------------------------------------------------------------------
+
+
+def screen(text: str) -> list:
+    """The lines that a terminal shows after ``text``: the cursor goes up and back, and new text covers old."""
+    lines, row, column = [""], 0, 0
+    for token in re.findall(r"\x1b\[[\d;]*[A-Za-z]|[\n\r]|[^\x1b\n\r]+", text):
+        if token == "\n":
+            row, column = row + 1, 0
+            lines += [""] * (row + 1 - len(lines))
+        elif token == "\r":
+            column = 0
+        elif token.startswith("\x1b"):
+            row -= int(token[2:-1]) if token.endswith("A") else 0
+        else:
+            lines[row] = lines[row][:column] + token + lines[row][column + len(token) :]
+            column += len(token)
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_lines_stay_beside_nerfstudios_table(monkeypatch, terminal):
+    """Without room below it the line would be gone after the table's next row."""
+    output = io.StringIO()
+    monkeypatch.setattr(progress, "CONSOLE", Console(file=output, force_terminal=terminal, width=120))
+    table = writer.LocalWriter(base_config.LocalWriterConfig(enable=True, max_log_size=3))
+    monkeypatch.setattr(writer, "EVENT_WRITERS", [table])
+    monkeypatch.setattr(writer, "GLOBAL_BUFFER", {"max_iter": 100, "steps_per_log": 10, "events": {}})
+    with contextlib.redirect_stdout(output):
+        progress.say("before the first row")
+        for step in range(0, 100, 10):
+            writer.GLOBAL_BUFFER["step"] = step
+            monkeypatch.setattr(writer, "EVENT_STORAGE", [{"name": "Test PSNR", "event": 1.0, "step": step}])
+            table.write_stats_log(step)
+            if step in (10, 60):
+                progress.say(f"a line after step {step}")
+    text = output.getvalue()
+    if terminal:
+        lines = screen(text)
+        assert "before the first row" in lines[0]
+        assert "a line after step 10" in lines and "a line after step 60" in lines
+        assert [line.split()[0] for line in lines[-3:]] == ["70", "80", "90"]
+    else:
+        assert "a line after step 60\n" in text and "\n\n\n" not in text
+
+
+def test_a_bar_names_what_is_being_done(monkeypatch):
+    for terminal in (True, False):
+        output = io.StringIO()
+        monkeypatch.setattr(progress, "CONSOLE", Console(file=output, force_terminal=terminal, width=120))
+        with progress.stages(2) as begin:
+            begin("Writing onnx")
+            begin("Verifying onnx")
+        text = output.getvalue()
+        if terminal:
+            assert "Writing onnx" in text and "0/2" in text and "Verifying onnx" in text and "1/2" in text
+        else:
+            assert text == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (9000, "2.5 h")]
+)
+def test_durations(seconds, said):
+    assert progress.duration(seconds) == said
