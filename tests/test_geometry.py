@@ -185,7 +185,7 @@ def test_opaque_photos_teach_colours_alone(build, stub_teacher, ball_capture):  
     assert len(batch["image"]) == 30 and len(batch["alpha"]) == len(batch["depth"]) == 15
     check_against_the_ball(bundle, batch, stub_teacher, datamanager.train_dataset.metadata["student_camera"])
     datamanager.set_photo_share(1.0)
-    assert datamanager.next_train(1)[1].keys() == {"image"}
+    assert datamanager.next_train(1)[1].keys() == {"image", "sources"}
 
 
 def test_hard_windows_are_colours(build, stub_teacher):
@@ -201,7 +201,7 @@ def test_hard_windows_are_colours(build, stub_teacher):
 def test_what_is_not_asked_for_is_not_kept(build, outputs):
     datamanager = build(outputs=outputs).datamanager
     _, batch = datamanager.next_train(0)
-    assert batch.keys() == {"image", "alpha"} - ({"alpha"} if outputs == "rgb" else set())
+    assert batch.keys() == {"image", "alpha", "sources"} - ({"alpha"} if outputs == "rgb" else set())
     assert datamanager.pool.images.shape[-1] == datamanager.photos.images.shape[-1] == len(outputs)
 
 
