@@ -5,6 +5,21 @@ from mobiler2l_ns.checkpoints import allow_numpy_scalars
 from .student import mobiler2l, mobiler2l_paper, mobiler2l_small, r2l
 from .teacher import mobiler2l_teacher, mobiler2l_teacher_small
 
-__all__ = ["mobiler2l", "mobiler2l_paper", "mobiler2l_small", "mobiler2l_teacher", "mobiler2l_teacher_small", "r2l"]
+try:
+    from .teacher_cuda import mobiler2l_teacher_ngp, mobiler2l_teacher_splat
+except (ImportError, OSError):
+    # Without nerfacc or gsplat; nerfstudio leaves out an entry point that is no method, with a warning.
+    mobiler2l_teacher_ngp = mobiler2l_teacher_splat = None
+
+__all__ = [
+    "mobiler2l",
+    "mobiler2l_paper",
+    "mobiler2l_small",
+    "mobiler2l_teacher",
+    "mobiler2l_teacher_ngp",
+    "mobiler2l_teacher_small",
+    "mobiler2l_teacher_splat",
+    "r2l",
+]
 
 allow_numpy_scalars()

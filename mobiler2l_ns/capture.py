@@ -1,4 +1,4 @@
-"""The user's capture: checked before anything is built on it, by the teacher's and the student's datamanager alike."""
+"""The user's capture: checked before anything is built on it, by the teachers' and the student's datamanager alike."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,29 +6,21 @@ from typing import Type
 
 import torch
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
+from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager, FullImageDatamanagerConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from PIL import Image
 
 from mobiler2l_ns.errors import UserError
 
 
-@dataclass
-class CaptureDataManagerConfig(VanillaDataManagerConfig):
-    """nerfstudio's plain datamanager, with a capture that was checked."""
-
-    _target: Type = field(default_factory=lambda: CaptureDataManager)
-
-
-class CaptureDataManager(VanillaDataManager):
-    """VanillaDataManager that ends with one sentence for a capture that cannot be used.
+class CheckedCapture:
+    """Mixin for nerfstudio's datamanagers: ends with one sentence for a capture that cannot be used.
 
     It tells models, through the train set's metadata, whether the photos have a transparent background
     (``transparent_background``): that is what separates an object from a scene.
     """
 
-    config: CaptureDataManagerConfig
-
-    def __init__(self, config: CaptureDataManagerConfig, *args, **kwargs):
+    def __init__(self, config, *args, **kwargs):
         data = Path(config.data if config.data is not None else config.dataparser.data)
         parser = type(config.dataparser).__name__.removesuffix("DataParserConfig").lower() + "-data"
         if not data.exists():
@@ -54,6 +46,32 @@ class CaptureDataManager(VanillaDataManager):
         dataset = super().create_eval_dataset()
         check_cameras(dataset._dataparser_outputs, self.get_datapath())
         return dataset
+
+
+@dataclass
+class CaptureDataManagerConfig(VanillaDataManagerConfig):
+    """nerfstudio's plain datamanager, with a capture that was checked."""
+
+    _target: Type = field(default_factory=lambda: CaptureDataManager)
+
+
+class CaptureDataManager(CheckedCapture, VanillaDataManager):
+    """Rays through pixels of the photos."""
+
+    config: CaptureDataManagerConfig
+
+
+@dataclass
+class PhotoDataManagerConfig(FullImageDatamanagerConfig):
+    """nerfstudio's datamanager of whole photos, with a capture that was checked."""
+
+    _target: Type = field(default_factory=lambda: PhotoDataManager)
+
+
+class PhotoDataManager(CheckedCapture, FullImageDatamanager):
+    """Whole photos, without lens distortion, and their cameras."""
+
+    config: PhotoDataManagerConfig
 
 
 def check_cameras(outputs, data: Path) -> None:

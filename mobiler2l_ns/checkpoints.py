@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.metrics import without_lpips_download
+from mobiler2l_ns.teacher_kinds import check_teacher
 
 
 def allow_numpy_scalars() -> None:
@@ -90,9 +91,10 @@ def load_model(config_path: Path, device) -> Tuple[Model, int]:
         The model and the step it was saved at.
 
     Raises:
-        UserError: No checkpoint, an unreadable one, or one of another architecture.
+        UserError: No checkpoint, an unreadable one, one of another architecture, or a method that needs its data set.
     """
     config = read_config(config_path)
+    check_teacher(config_path, config, device)
     checkpoints = checkpoint_steps(config_path, config)
     if not checkpoints:
         folder = config_path.parent / config.relative_model_dir
@@ -109,7 +111,16 @@ def load_model(config_path: Path, device) -> Tuple[Model, int]:
             f"{path} is not a whole nerfstudio checkpoint: delete it, or resume the run to write it anew."
         ) from None
     state = model_state(state)
-    model = _build_model(config.pipeline.model, state, device, path)
+    try:
+        model = _build_model(config.pipeline.model, state, device, path)
+    except Exception as error:
+        # Third-party models may ask for anything that their data set knows.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
+        raise UserError(
+            f"{config_path} is a {config.method_name} run, which cannot be rebuilt without its data set ({reason}): "
+            "pass one of another method."
+        ) from error
+    model.update_to_step(step)  # before the weights, as nerfstudio does: TensoRF's grids grow in training
     try:
         model.load_state_dict(state, strict=True)
     except (RuntimeError, KeyError) as error:
@@ -118,7 +129,6 @@ def load_model(config_path: Path, device) -> Tuple[Model, int]:
             f"{path} was written by another architecture than {config_path} describes ({reason}): "
             "use the config.yml from the same run."
         ) from None
-    model.update_to_step(step)
     return model.to(device).eval().requires_grad_(False), step
 
 
@@ -133,18 +143,16 @@ def model_state(pipeline_state: Dict[str, Tensor]) -> Dict[str, Tensor]:
 
 
 def _build_model(model_config, state: Dict[str, Tensor], device, path: Path) -> Model:
-    aabb = next((value for key, value in state.items() if key.endswith("aabb")), None)
-    num_images = next(
-        (len(state[key]) for key in ("field.embedding_appearance.embedding.weight", "camera_optimizer.pose_adjustment")
-         if key in state), 1,
-    )  # fmt: skip
+    aabb = next((value.view(2, 3) for key, value in state.items() if key.endswith("aabb")), None)
+    a_row_an_image = ("embedding_appearance.embedding.weight", "camera_optimizer.pose_adjustment", "bil_grids.grids")
+    num_images = next((len(value) for key, value in state.items() if key.endswith(a_row_an_image)), 1)
+    uses_tcnn = any("tcnn_encoding" in key for key in state)
+    if uses_tcnn and importlib.util.find_spec("tinycudann") is None:
+        raise UserError(
+            f"{path} needs tiny-cuda-nn: install it, or train the run with --pipeline.model.implementation torch."
+        )
     if hasattr(model_config, "implementation"):
         # config.yml says "tcnn" even where nerfstudio fell back to torch; the weights know better.
-        uses_tcnn = any("tcnn_encoding" in key for key in state)
-        if uses_tcnn and importlib.util.find_spec("tinycudann") is None:
-            raise UserError(
-                f"{path} needs tiny-cuda-nn: install it, or train the run with --pipeline.model.implementation torch."
-            )
         model_config.implementation = "tcnn" if uses_tcnn else "torch"
     with without_lpips_download():
         return model_config.setup(

@@ -16,11 +16,13 @@ from torch import Tensor
 
 from mobiler2l_ns.cameras import student_rays, student_view
 from mobiler2l_ns.capture import check_cameras
+from mobiler2l_ns.checkpoints import read_config
 from mobiler2l_ns.datamanager import load_photos
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.metrics import psnr, ssim
 from mobiler2l_ns.runtime import Renderer
 from mobiler2l_ns.teacher import FrozenTeacher
+from mobiler2l_ns.teacher_kinds import CUDA_ONLY, is_a
 
 MAX_ROWS = 6
 ERROR_FULL_SCALE = 0.3
@@ -57,7 +59,7 @@ def compare(config, model, folder: Path, num_views: int) -> Dict:
     for camera, photo in track(photos, "Rendering held-out views", console=CONSOLE, transient=True):
         pictures = {"photo": photo}
         if teacher is not None:
-            pictures["teacher"] = teacher.render(camera)
+            pictures["teacher"] = teacher.render(camera).cpu()
         pictures["student"] = model.get_outputs_for_camera(camera)["rgb"]
         if renderer is not None:
             pictures["onnx"] = _render_files(renderer, model, camera)
@@ -93,7 +95,11 @@ def _load_teacher(path: Optional[Path]) -> Optional[FrozenTeacher]:
     if path is None or not Path(path).is_file():
         CONSOLE.print("The teacher's run is not at hand: its column is left out.")
         return None
-    return FrozenTeacher(Path(path), "cpu")
+    needs_cuda = is_a(read_config(Path(path)).pipeline.model._target, *CUDA_ONLY)
+    if needs_cuda and not torch.cuda.is_available():
+        CONSOLE.print("The teacher needs CUDA to render: its column is left out.")
+        return None
+    return FrozenTeacher(Path(path), "cuda" if needs_cuda else "cpu")
 
 
 def _render_files(renderer: Renderer, model, camera) -> Tensor:

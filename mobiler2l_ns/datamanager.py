@@ -34,6 +34,7 @@ from mobiler2l_ns.hard_examples import HardWindows
 from mobiler2l_ns.pool import FramePool, PhotoSet, Windows
 from mobiler2l_ns.poses import OrbitPoses, PoseKind, PoseSampler, fit_poses
 from mobiler2l_ns.teacher import FrozenTeacher, Teacher, depth_range, resolve_teacher
+from mobiler2l_ns.teacher_kinds import check_teacher
 from mobiler2l_ns.viewing_range import spread_viewpoints
 
 HARD_BATCHES = 20  # R2L keeps as many hard rays as 20 batches have rays
@@ -93,7 +94,8 @@ class DistillationDataManager(CaptureDataManager):
 
     config: DistillationDataManagerConfig
 
-    def __init__(self, config: DistillationDataManagerConfig, *args, test_mode="val", **kwargs):
+    def __init__(self, config: DistillationDataManagerConfig, device="cpu", *args, test_mode="val", **kwargs):
+        self.device = device
         self.pool: Optional[FramePool] = None
         self.photos: Optional[PhotoSet] = None
         self.validation: Optional[PhotoSet] = None
@@ -109,7 +111,7 @@ class DistillationDataManager(CaptureDataManager):
         self.teacher_is_of_other_data = False
         if test_mode == "val":
             self.teacher_is_of_other_data = self._adopt_teacher(config)
-        super().__init__(config, *args, test_mode=test_mode, **kwargs)
+        super().__init__(config, device, *args, test_mode=test_mode, **kwargs)
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -133,6 +135,7 @@ class DistillationDataManager(CaptureDataManager):
         data = Path(config.data if config.data is not None else config.dataparser.data)
         config.teacher = from_main(lambda: resolve_teacher(config.teacher, data, config.teacher_search_dir).resolve())
         teacher = read_config(config.teacher)
+        check_teacher(config.teacher, teacher, self.device)
         parser = teacher.pipeline.datamanager.dataparser
         teacher_data = teacher.pipeline.datamanager.data or teacher.data or parser.data
         if type(config.dataparser)() == _with_data(config.dataparser, type(config.dataparser)().data):

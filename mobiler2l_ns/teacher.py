@@ -1,6 +1,6 @@
 """The frozen teacher: any nerfstudio run, loaded without its data set, rendering views for the student.
 
-What differs between teachers stays in this file: backgrounds, what "depth" means, and who renders.
+What differs between teachers is in ``teacher_kinds``.
 """
 
 from pathlib import Path
@@ -17,6 +17,7 @@ from mobiler2l_ns.checkpoints import checkpoint_steps, find_runs, load_model, re
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.fast_nerfacto import FastNerfacto, renders_as_nerfacto
 from mobiler2l_ns.hash_encoding import accelerate_hash_grids
+from mobiler2l_ns.teacher_kinds import background, depth_is_z, final_outputs, pose_refinement, show_mean_appearance
 
 
 class Teacher(Protocol):
@@ -55,9 +56,16 @@ class FrozenTeacher:
     def __init__(self, config_path: Path, device):
         self.config_path = config_path
         self.model, self.step = load_model(config_path, device)
+        show_mean_appearance(self.model)
         accelerate_hash_grids(self.model)
         self.fast = FastNerfacto(self.model) if renders_as_nerfacto(self.model) else None
         self.missing: Set[str] = set()
+        moved = pose_refinement(self.model)
+        if moved is not None:
+            CONSOLE.print(
+                f"The teacher moved its cameras by {moved[0]:.2g} units and {moved[1]:.2g} degrees on average, so "
+                "photos at the given poses agree less with it: if that blurs, lower --pipeline.datamanager.photo-share."
+            )
 
     @torch.no_grad()
     def render(self, camera: Cameras) -> Float[Tensor, "H W 3"]:
@@ -66,7 +74,10 @@ class FrozenTeacher:
     @torch.no_grad()
     def render_all(self, camera: Cameras) -> Float[Tensor, "H W 5"]:
         outputs = self._outputs(camera)
-        return torch.cat([self._colours(outputs), outputs["accumulation"], self._z(outputs, camera)], dim=-1)
+        rgb = self._colours(outputs)
+        # At least what makes a colour on white possible: a scene's last sample and its black sky are no background.
+        alpha = torch.maximum(outputs["accumulation"], 1 - rgb.amin(dim=-1, keepdim=True))
+        return torch.cat([rgb, alpha, self._z(outputs, camera)], dim=-1)
 
     @torch.no_grad()
     def surface_depths(self, camera: Cameras) -> Float[Tensor, "N"]:
@@ -76,15 +87,12 @@ class FrozenTeacher:
         return z[z > 0]
 
     def _colours(self, outputs: Dict[str, Tensor]) -> Float[Tensor, "H W 3"]:
-        rgb = outputs["rgb"]
-        if getattr(self.model.config, "background_color", None) == "random":
-            # Trained on random backgrounds, such a model leaves black behind the object when it is evaluated.
-            rgb = rgb + (1 - outputs["accumulation"])
-        return rgb.clamp(0, 1)
+        white = (1 - outputs["accumulation"]) * (1 - background(self.model, outputs))
+        return (outputs["rgb"] + white).clamp(0, 1)
 
     def _z(self, outputs: Dict[str, Tensor], camera: Cameras) -> Float[Tensor, "H W 1"]:
         depth = outputs["depth"]
-        if not _depth_is_z(self.model):
+        if not depth_is_z(self.model):
             depth = depth / ray_lengths(camera.to(depth.device))
         # nerfacto's depth is where the ray becomes half opaque, and anything at all where it does not.
         return torch.where(outputs["accumulation"] > 0.5, depth, 0.0)
@@ -92,7 +100,9 @@ class FrozenTeacher:
     def _outputs(self, camera: Cameras) -> Dict[str, Tensor]:
         camera = camera.to(self.model.device)
         render = self.model.get_outputs_for_camera if self.fast is None else self.fast.outputs_for_camera
-        outputs = render(camera)
+        outputs = final_outputs(render(camera))
+        if "rgb" not in outputs:
+            raise UserError(f"{self.config_path} renders no rgb, only {', '.join(outputs)}: pass another teacher.")
         for name, value, instead in (("accumulation", 1.0, "is opaque"), ("depth", 0.0, "teaches none")):
             if name not in outputs:
                 outputs[name] = torch.full_like(outputs["rgb"][..., :1], value)
@@ -154,9 +164,3 @@ def resolve_teacher(teacher: Optional[Path], data: Path, outputs: Path) -> Path:
 
 def _is_student(config) -> bool:
     return hasattr(config.pipeline.datamanager, "teacher")
-
-
-def _depth_is_z(model) -> bool:
-    from nerfstudio.models.splatfacto import SplatfactoModel
-
-    return isinstance(model, SplatfactoModel)

@@ -1,4 +1,4 @@
-"""A teacher to distil from: nerfacto, set up so that a student can be compared with the real photos.
+"""Teachers to distil from: what they share, and nerfacto, set up so that a student can be compared with real photos.
 
 Differences from nerfacto: the camera optimizer is off (the student is scored at the given poses), near plane and
 background are the same in training and evaluation, no LPIPS download, a faster hash grid on a CPU, and one option for
@@ -17,6 +17,36 @@ from mobiler2l_ns.hash_encoding import accelerate_hash_grids
 from mobiler2l_ns.metrics import lpips, without_lpips_download
 
 
+class Teaching:
+    """Mixin for nerfstudio's models: the kind of scene is found out, and no LPIPS weights are downloaded.
+
+    What auto resolved to goes into the config, and so into config.yml.
+    """
+
+    def populate_modules(self):
+        """Builds the model for the kind of scene at hand."""
+        if self.config.scene == "auto":
+            transparent = self.kwargs["metadata"].get("transparent_background", False)
+            self.config.scene = "object" if transparent else "capture"
+        if self.config.scene == "object":
+            self.configure_object()
+        with without_lpips_download():
+            super().populate_modules()
+        del self.lpips  # a module until here
+        self.lpips = _lpips_of_batch
+
+    def configure_object(self) -> None:
+        """Sets the config for an object in the scene box, on white."""
+        self.config.background_color = "white"
+
+    def get_image_metrics_and_images(self, outputs, batch) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
+        """The model's own, without LPIPS where its weights cannot be had."""
+        metrics, images = super().get_image_metrics_and_images(outputs, batch)
+        if metrics["lpips"] != metrics["lpips"]:
+            del metrics["lpips"]
+        return metrics, images
+
+
 @dataclass
 class TeacherModelConfig(NerfactoModelConfig):
     """nerfacto as a teacher."""
@@ -29,24 +59,14 @@ class TeacherModelConfig(NerfactoModelConfig):
     """Off, so that teacher, student and photos share one set of poses."""
 
 
-class TeacherModel(NerfactoModel):
+class TeacherModel(Teaching, NerfactoModel):
     """nerfacto as a teacher."""
 
     config: TeacherModelConfig
 
     def populate_modules(self):
-        """Builds nerfacto for the kind of scene at hand; what auto resolved to goes into the config, and config.yml."""
-        if self.config.scene == "auto":
-            transparent = self.kwargs["metadata"].get("transparent_background", False)
-            self.config.scene = "object" if transparent else "capture"
-        if self.config.scene == "object":
-            self.config.disable_scene_contraction = True
-            self.config.proposal_initial_sampler = "uniform"
-            self.config.background_color = "white"
-        with without_lpips_download():
-            super().populate_modules()
-        del self.lpips  # a module until here
-        self.lpips = _lpips_of_batch
+        """Builds nerfacto for the kind of scene at hand."""
+        super().populate_modules()
         if self.config.scene == "object":
             self.collider = AABBBoxCollider(self.scene_box)
         else:
@@ -54,12 +74,11 @@ class TeacherModel(NerfactoModel):
         if self.config.camera_optimizer.mode == "off" and not self.config.predict_normals:
             accelerate_hash_grids(self)
 
-    def get_image_metrics_and_images(self, outputs, batch) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
-        """nerfacto's, without LPIPS where its weights cannot be had."""
-        metrics, images = super().get_image_metrics_and_images(outputs, batch)
-        if metrics["lpips"] != metrics["lpips"]:
-            del metrics["lpips"]
-        return metrics, images
+    def configure_object(self) -> None:
+        """On white, in the scene box: no contraction, samples evenly between its faces."""
+        super().configure_object()
+        self.config.disable_scene_contraction = True
+        self.config.proposal_initial_sampler = "uniform"
 
 
 def _lpips_of_batch(target: Tensor, prediction: Tensor) -> float:
