@@ -3,13 +3,7 @@
 from mobiler2l_ns.checkpoints import allow_numpy_scalars
 
 from .student import mobiler2l, mobiler2l_paper, mobiler2l_small, r2l
-from .teacher import mobiler2l_teacher, mobiler2l_teacher_small
-
-try:
-    from .teacher_cuda import mobiler2l_teacher_ngp, mobiler2l_teacher_splat
-except (ImportError, OSError):
-    # Without nerfacc or gsplat; nerfstudio leaves out an entry point that is no method, with a warning.
-    mobiler2l_teacher_ngp = mobiler2l_teacher_splat = None
+from .teacher import mobiler2l_teacher, mobiler2l_teacher_ngp, mobiler2l_teacher_small, mobiler2l_teacher_splat
 
 __all__ = [
     "mobiler2l",

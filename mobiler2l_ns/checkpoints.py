@@ -91,7 +91,7 @@ def load_model(config_path: Path, device) -> Tuple[Model, int]:
         The model and the step it was saved at.
 
     Raises:
-        UserError: No checkpoint, an unreadable one, one of another architecture, or a method that needs its data set.
+        UserError: No checkpoint, an unreadable one, one of another architecture, or a method that needs more.
     """
     config = read_config(config_path)
     check_teacher(config_path, config, device)
@@ -117,7 +117,7 @@ def load_model(config_path: Path, device) -> Tuple[Model, int]:
         # Third-party models may ask for anything that their data set knows.
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
         raise UserError(
-            f"{config_path} is a {config.method_name} run, which cannot be rebuilt without its data set ({reason}): "
+            f"{config_path} is a {config.method_name} run, which cannot be rebuilt from its checkpoint ({reason}): "
             "pass one of another method."
         ) from error
     model.update_to_step(step)  # before the weights, as nerfstudio does: TensoRF's grids grow in training

@@ -1,6 +1,6 @@
 """What differs between nerfstudio's models once one of them is a teacher: a function for each property.
 
-Models are told apart by the names of their classes, so that no optional package is imported to find out.
+Models are told apart by the names of their classes, so that nothing has to be imported to find out.
 """
 
 from pathlib import Path
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mobiler2l_ns.errors import UserError
 
-# Sampling (nerfacc) and rasterisation (gsplat) exist as CUDA kernels only.
-CUDA_ONLY = ("NGPModel", "SplatfactoModel")
+# instant-ngp's sampling (nerfacc), splatting (gsplat) and NeuS's encoding (tiny-cuda-nn) are CUDA kernels only.
+CUDA_ONLY = ("NGPModel", "SplatfactoModel", "SurfaceModel")
 # Their depth is a distance from the camera plane; other models give the distance along the ray.
 DEPTH_IS_Z = ("SplatfactoModel", "SurfaceModel")
 NO_TEACHERS = {
