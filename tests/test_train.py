@@ -6,17 +6,32 @@ import shutil
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import cuda_stand_ins
 import pytest
 import torch
+from cuda_stand_ins import as_if_cuda  # noqa: F401  (a fixture)
+from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
+from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManagerConfig
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from PIL import Image
 
+from mobiler2l_ns.cameras import pinhole_cameras
 from mobiler2l_ns.checkpoints import checkpoint_steps, load_model, read_config
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.metrics import psnr
+from mobiler2l_ns.metrics import psnr, without_lpips_download
 from mobiler2l_ns.runtime import Renderer
+from mobiler2l_ns.teacher import FrozenTeacher
 
 TEACHERS = ["mobiler2l-teacher", "mobiler2l-teacher-small"]
+CUDA_TEACHERS = ["mobiler2l-teacher-ngp", "mobiler2l-teacher-splat"]
+OTHER_TEACHERS = {
+    "vanilla-nerf": {"num_coarse_samples": 8, "num_importance_samples": 8},
+    # Its grids grow after the second step.
+    "tensorf": {"init_resolution": 8, "final_resolution": 16, "upsampling_iters": (1,), "num_uniform_samples": 16},
+    "nerfacto": {"num_levels": 2, "max_res": 32, "log2_hashmap_size": 6, "hidden_dim": 8, "hidden_dim_color": 8},
+    "mobiler2l-teacher-ngp": {"log2_hashmap_size": 6, "max_res": 32, "grid_resolution": 8},
+    "mobiler2l-teacher-splat": {"num_random": 30, "num_downscales": 0},
+}
 STUDENTS = ["mobiler2l", "mobiler2l-small", "mobiler2l-paper", "r2l"]
 
 
@@ -30,26 +45,35 @@ def installed_methods() -> dict:
     return found
 
 
-def two_steps(method: str, data: Path, outputs: Path, load_dir=None, student="rgb", **datamanager) -> Path:
-    """Trains a method for two steps on a CPU and returns the run's config.yml."""
+def two_steps(
+    method: str, data: Path, outputs: Path, load_dir=None, student="rgb", model=None, **datamanager
+) -> Path:  # fmt: skip
+    """Trains a method, ours or nerfstudio's, for two steps on a CPU and returns the run's config.yml."""
+    from nerfstudio.configs.method_configs import all_methods
     from nerfstudio.scripts.train import train_loop
 
-    config = copy.deepcopy(installed_methods()[method].config)
+    config = copy.deepcopy(all_methods[method])
     config.max_num_iterations, config.vis, config.timestamp = 2, "tensorboard", method
     config.machine.device_type, config.output_dir, config.data = "cpu", outputs, data
+    if isinstance(config.pipeline.datamanager, ParallelDataManagerConfig):  # the same rays, from processes of its own
+        config.pipeline.datamanager = VanillaDataManagerConfig()
     config.pipeline.datamanager.data = data
     config.pipeline.datamanager.dataparser = BlenderDataParserConfig()
-    if method in TEACHERS:
-        config.pipeline.model.implementation = "torch"
-        config.pipeline.datamanager.train_num_rays_per_batch = 64
-    else:
+    if method in STUDENTS:
         config.pipeline.model.outputs = student
         datamanager = {"pool_frames": 3, "initial_frames": 2, "windows_per_batch": 8, **datamanager}
-    for name, value in datamanager.items():
-        setattr(config.pipeline.datamanager, name, value)
+    else:
+        config.pipeline.datamanager.train_num_rays_per_batch = 64
+        config.pipeline.target_num_samples = 1 << 11  # of instant-ngp alone
+    if hasattr(config.pipeline.model, "implementation"):
+        config.pipeline.model.implementation = "torch"
+    for part, options in ((config.pipeline.datamanager, datamanager), (config.pipeline.model, model or {})):
+        for name, value in options.items():
+            setattr(part, name, value)
     config.load_dir = load_dir
     config.save_config()
-    train_loop(0, 1, config)
+    with without_lpips_download():
+        train_loop(0, 1, config)
     return config.get_base_dir() / "config.yml"
 
 
@@ -67,7 +91,7 @@ def test_entry_points_name_all_methods():
     from nerfstudio.configs.method_configs import all_methods
 
     methods = installed_methods()
-    assert sorted(methods) == sorted(TEACHERS + STUDENTS)
+    assert sorted(methods) == sorted(TEACHERS + CUDA_TEACHERS + STUDENTS)
     assert all(all_methods[name] is not None for name in methods)
     assert all(spec.description for spec in methods.values())
 
@@ -90,6 +114,31 @@ def test_teacher_trains_and_reloads(method, capture, outputs):
     assert step == 1 and model.field.spatial_distortion is None
     (checkpoint,) = checkpoint_steps(config_path, config)
     torch.load(checkpoint, map_location="cpu", weights_only=True)  # as every ns-* command does on torch >= 2.6
+
+
+@pytest.mark.parametrize("method", OTHER_TEACHERS)
+def test_a_student_of_any_teacher(method, capture, tmp_path, as_if_cuda, monkeypatch):  # noqa: F811
+    """Two real steps of the teacher, then two of a student; instant-ngp and splats on stand-ins for their kernels."""
+    monkeypatch.setattr(cuda_stand_ins, "SAMPLES", 32)
+    teacher = two_steps(method, capture, tmp_path, model=OTHER_TEACHERS[method])
+    if method in CUDA_TEACHERS:
+        assert read_config(teacher).pipeline.model.scene == "object"
+        (checkpoint,) = checkpoint_steps(teacher, read_config(teacher))
+        torch.load(checkpoint, map_location="cpu", weights_only=True)
+    config_path = two_steps(
+        "mobiler2l-small", capture, tmp_path, student="rgbad", model={"export_when_done": False},
+        teacher_search_dir=tmp_path, near_far=(2.0, 6.0),
+    )  # fmt: skip
+    config = read_config(config_path).pipeline.datamanager
+    assert config.teacher == teacher.resolve() and isinstance(config.dataparser, BlenderDataParserConfig)
+    model, _ = load_model(config_path, "cpu")
+    c2w = torch.eye(4)[None, :3].clone()
+    c2w[0, 2, 3] = 4.0
+    camera = pinhole_cameras(c2w, 8.0, 8, 8)
+    picture = FrozenTeacher(teacher, "cpu").render_all(camera)
+    assert picture.shape == (8, 8, 5) and picture.isfinite().all()
+    assert picture[..., :4].min() >= 0 and picture[..., :4].max() <= 1
+    assert model.get_outputs_for_camera(camera)["depth"].isfinite().all()
 
 
 @pytest.mark.parametrize(("method", "student"), [*((m, "rgb") for m in STUDENTS), ("mobiler2l-small", "rgbad")])
