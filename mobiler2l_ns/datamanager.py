@@ -141,6 +141,8 @@ class DistillationDataManager(CaptureDataManager):
         if type(config.dataparser)() == _with_data(config.dataparser, type(config.dataparser)().data):
             # Nothing was said about parsing on the command line.
             config.dataparser = _with_data(parser, data)
+            if hasattr(parser, "load_3D_points"):
+                config.dataparser.load_3D_points = False  # where splats start; it may ask the user to convert them
         return Path(teacher_data).resolve() != data.resolve()
 
     def setup_train(self) -> None:

@@ -31,6 +31,7 @@ from test_checkpoints import BOX, TINY, one_sentence, save_run
 from mobiler2l_ns import teacher_kinds
 from mobiler2l_ns.cameras import crop_camera, pinhole_cameras, ray_lengths
 from mobiler2l_ns.checkpoints import load_model
+from mobiler2l_ns.datamanager import DistillationDataManager
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.metrics import without_lpips_download
 from mobiler2l_ns.teacher import FrozenTeacher
@@ -297,6 +298,20 @@ def test_moved_cameras_are_said_aloud(tmp_path, capsys):
     # One of three cameras: 0.1 units and 0.02 rad, 1.1 degrees, in the mean.
     printed = " ".join(capsys.readouterr().out.split())
     assert "moved its cameras by 0.1 units and 1.1 degrees on average" in printed and "photo-share" in printed
+
+
+def test_the_points_that_splats_start_from_stay_with_them(student_config, tmp_path, as_if_cuda):  # noqa: F811
+    """nerfstudio's parser may ask at the terminal whether to make them."""
+    config = copy.deepcopy(mobiler2l_teacher_splat.config)
+    config.pipeline.datamanager.dataparser.scale_factor = 2.0
+    (tmp_path / "config.yml").write_text(yaml.dump(config))
+    datamanager = student_config.pipeline.datamanager
+    datamanager.teacher, datamanager.dataparser = (
+        tmp_path / "config.yml",
+        type(config.pipeline.datamanager.dataparser)(),
+    )
+    DistillationDataManager._adopt_teacher(SimpleNamespace(device="cpu"), datamanager)
+    assert datamanager.dataparser.scale_factor == 2.0 and not datamanager.dataparser.load_3D_points
 
 
 # -- refused --------------------------------------------------------------------------------------------------------
