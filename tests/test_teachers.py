@@ -17,6 +17,7 @@ from mobiler2l_ns.method_configs import (
     mobiler2l_teacher_ngp,
     mobiler2l_teacher_splat,
 )
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.field_components.field_heads import FieldHeadNames
 from nerfstudio.models.depth_nerfacto import DepthNerfactoModelConfig
@@ -28,7 +29,7 @@ from nerfstudio.models.splatfacto import SplatfactoModelConfig
 from nerfstudio.models.vanilla_nerf import NeRFModel, VanillaModelConfig
 from test_checkpoints import BOX, TINY, one_sentence, save_run
 
-from mobiler2l_ns import teacher_kinds
+from mobiler2l_ns import comparison, teacher_kinds
 from mobiler2l_ns.cameras import crop_camera, pinhole_cameras, ray_lengths
 from mobiler2l_ns.checkpoints import load_model
 from mobiler2l_ns.datamanager import DistillationDataManager
@@ -306,10 +307,7 @@ def test_the_points_that_splats_start_from_stay_with_them(student_config, tmp_pa
     config.pipeline.datamanager.dataparser.scale_factor = 2.0
     (tmp_path / "config.yml").write_text(yaml.dump(config))
     datamanager = student_config.pipeline.datamanager
-    datamanager.teacher, datamanager.dataparser = (
-        tmp_path / "config.yml",
-        type(config.pipeline.datamanager.dataparser)(),
-    )
+    datamanager.teacher, datamanager.dataparser = tmp_path / "config.yml", NerfstudioDataParserConfig()
     DistillationDataManager._adopt_teacher(SimpleNamespace(device="cpu"), datamanager)
     assert datamanager.dataparser.scale_factor == 2.0 and not datamanager.dataparser.load_3D_points
 
@@ -349,6 +347,14 @@ def test_a_model_that_asks_for_more_is_refused(tmp_path):
     with pytest.raises(UserError, match="is a other-method run, which cannot be rebuilt from its checkpoint") as caught:
         frozen(tmp_path, model)
     one_sentence(caught)
+
+
+def test_an_export_without_cuda_leaves_out_a_cuda_teacher(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    path = tmp_path / "config.yml"
+    path.write_text(yaml.dump(mobiler2l_teacher_splat.config))
+    assert comparison._load_teacher(path) is None
+    assert "its column is left out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("spec", [mobiler2l_teacher_ngp, mobiler2l_teacher_splat], ids=["ngp", "splat"])
