@@ -117,8 +117,8 @@ def load_model(config_path: Path, device) -> Tuple[Model, int]:
         # Third-party models may ask for anything that their data set knows.
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
         raise UserError(
-            f"{config_path} is a {config.method_name} run, which cannot be rebuilt from its checkpoint ({reason}): "
-            "pass one of another method."
+            f"{config_path} was trained with {config.method_name}, which cannot be rebuilt from its checkpoint "
+            f"({reason}): pass another run."
         ) from error
     model.update_to_step(step)  # before the weights, as nerfstudio does: TensoRF's grids grow in training
     try:

@@ -58,31 +58,34 @@ def check_teacher(config_path: Path, config, device) -> None:
     for name, reason in NO_TEACHERS.items():
         if is_a(model_class, name):
             raise UserError(
-                f"{config_path} is a {method} run, which can be no teacher ({reason}): pass one of another method."
+                f"{config_path} was trained with {method}, which can be no teacher ({reason}): pass another run."
             )
     if getattr(config.pipeline.model, "enable_temporal_distortion", False):
-        raise UserError(f"{config_path} is a {method} run, and a light field shows no motion: pass a run that stands "
-                        "still.")  # fmt: skip
+        raise UserError(
+            f"{config_path} was trained with {method}, and a light field shows no motion: pass a run of a still scene."
+        )
     if is_a(model_class, *CUDA_ONLY) and not has_cuda(device):
         raise UserError(
-            f"{config_path} is a {method} run, which only an NVIDIA GPU with CUDA can render: run this on one, or "
-            "train another teacher with `ns-train mobiler2l-teacher-small --machine.device-type cpu`."
+            f"{config_path} was trained with {method}, which only an NVIDIA GPU with CUDA can render: run this on one, "
+            "or train another teacher with `ns-train mobiler2l-teacher-small --machine.device-type cpu`."
         )
 
 
 def final_outputs(outputs: Dict[str, Tensor]) -> Dict[str, Tensor]:
     """The outputs under nerfacto's names: of a coarse and a fine picture, as NeRF and mip-NeRF have, the fine one."""
-    return {**outputs, **{name.removesuffix("_fine"): value for name, value in outputs.items()}}
+    return {**{name.removesuffix("_fine"): value for name, value in outputs.items()}, **outputs}
 
 
 def background(model: Model, outputs: Dict[str, Tensor]) -> Union[float, Float[Tensor, "*batch 3"]]:
     """The colour that shows through what a picture leaves transparent; 1, white, where that is part of the scene.
 
     nerfstudio evaluates a model that was trained on random backgrounds on black (splatfacto: on a colour that it names
-    in its outputs). A black background is none in a bounded scene, but the sky at night in an unbounded one.
+    in its outputs, where others put a sky that they learned). A black background is none in a bounded scene, but the
+    sky at night in an unbounded one.
     """
     if "background" in outputs:
-        return outputs["background"]
+        shown = outputs["background"]
+        return shown if bool((shown == shown.reshape(-1, 3)[0]).all()) else 1.0
     colour = getattr(getattr(model, "renderer_rgb", None), "background_color", "last_sample")
     if isinstance(colour, str) and colour == "random":
         return 0.0

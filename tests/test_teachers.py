@@ -238,6 +238,8 @@ def test_backgrounds():
     assert shown(torch.tensor([0.5, 0.25, 0])).tolist() == [0.5, 0.25, 0]
     assert shown("white", background=torch.tensor([0.1, 0.2, 0.3])).tolist() == pytest.approx([0.1, 0.2, 0.3])
     assert teacher_kinds.background(SimpleNamespace(), {}) == 1
+    sky = torch.linspace(0, 1, 6).view(2, 1, 3)  # learned: part of the scene
+    assert teacher_kinds.background(SimpleNamespace(), {"background": sky}) == 1
 
 
 class Sky(torch.nn.Module):
@@ -336,7 +338,7 @@ def test_runs_that_cannot_teach_here(model, method, reason, student_config, tmp_
     datamanager.teacher, datamanager.data = path, tmp_path / "nothing"
     with pytest.raises(UserError, match=reason) as caught:
         datamanager.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
-    assert f"{path} is a {method} run" in one_sentence(caught)
+    assert f"{path} was trained with {method}" in one_sentence(caught)
     with pytest.raises(UserError, match=reason):
         load_model(path, "cpu")
 
@@ -344,7 +346,7 @@ def test_runs_that_cannot_teach_here(model, method, reason, student_config, tmp_
 def test_a_model_that_asks_for_more_is_refused(tmp_path):
     model = build(NerfactoModelConfig(**TINY))
     model.config.proposal_net_args_list = []
-    with pytest.raises(UserError, match="is a other-method run, which cannot be rebuilt from its checkpoint") as caught:
+    with pytest.raises(UserError, match="with other-method, which cannot be rebuilt from its checkpoint") as caught:
         frozen(tmp_path, model)
     one_sentence(caught)
 
