@@ -12,6 +12,7 @@ The student sees an image as a grid of cells, s x s pixels each, and takes one r
       H +---+---+-- ... +
 """
 
+import math
 from typing import NamedTuple, Tuple
 
 import torch
@@ -88,11 +89,16 @@ def ray_lengths(camera: Cameras) -> Float[Tensor, "H W 1"]:
     Args:
         camera: A camera of shape (1,). Without lens distortion its rays need not be made, which costs more.
     """
-    distortion = camera.distortion_params
-    if int(camera.camera_type) != CameraType.PERSPECTIVE.value or (distortion is not None and bool(distortion.any())):
+    if not is_pinhole(camera):
         return camera.generate_rays(0, keep_shape=True).metadata["directions_norm"]
     y, x = cell_centres(int(camera.height), int(camera.width), (1, 1), camera.device).split(1, dim=-1)
     return (1 + ((x - camera.cx) / camera.fx) ** 2 + ((y - camera.cy) / camera.fy) ** 2).sqrt()
+
+
+def is_pinhole(camera: Cameras) -> bool:
+    """Whether a camera (1,) has straight rays through a flat image: no lens distortion, no fisheye, no panorama."""
+    distortion = camera.distortion_params
+    return int(camera.camera_type) == CameraType.PERSPECTIVE.value and (distortion is None or not distortion.any())
 
 
 def crop_camera(camera: Cameras, top: int, left: int, height: int, width: int) -> Cameras:
@@ -103,6 +109,47 @@ def crop_camera(camera: Cameras, top: int, left: int, height: int, width: int) -
         width=torch.full_like(camera.width, width), height=torch.full_like(camera.height, height),
         distortion_params=camera.distortion_params, camera_type=camera.camera_type,
     )  # fmt: skip
+
+
+def ball_window(
+    camera: Cameras, centre: Float[Tensor, "3"], radius: float, margin: int = 0
+) -> Tuple[int, int, int, int]:
+    """The window of a camera's image outside which no ray meets a ball: the whole image where lenses bend its rays.
+
+    Seen along the other axis a ball is a disc, so its image ends where the two tangents of the disc do.
+
+    Args:
+        camera: A camera of shape (1,).
+        centre: The ball's centre.
+        radius: The ball's radius.
+        margin: Pixels that are added on each side.
+
+    Returns:
+        Top row, left column, height and width; height or width may be 0.
+    """
+    height, width = int(camera.height), int(camera.width)
+    if not is_pinhole(camera):
+        return 0, 0, height, width
+    c2w = camera.camera_to_worlds[0]
+    x, y, z = (
+        (centre - c2w[:, 3]) @ c2w[:, :3] * torch.tensor([1.0, -1.0, -1.0]).to(c2w)
+    ).tolist()  # right, down, ahead
+    spans = []
+    for offset, focal, middle, pixels in ((y, camera.fy, camera.cy, height), (x, camera.fx, camera.cx, width)):
+        away = math.hypot(offset, z)
+        half = math.asin(radius / away) if away > radius else math.inf
+        low, high = math.atan2(offset, z) - half, math.atan2(offset, z) + half
+        first = _tangent(low) * float(focal) + float(middle) - margin
+        last = _tangent(high) * float(focal) + float(middle) + margin
+        first, last = (math.floor(min(max(first, 0), pixels)), math.ceil(min(max(last, 0), pixels)))
+        spans.append((first, last - first))
+    (top, h), (left, w) = spans
+    return top, left, h, w
+
+
+def _tangent(angle: float) -> float:
+    """Of an angle to the optical axis; infinite where it does not meet the image plane."""
+    return math.tan(angle) if abs(angle) < math.pi / 2 else math.copysign(math.inf, angle)
 
 
 def fit_cameras(cameras: Cameras, height: int, width: int) -> Tuple[Cameras, Float[Tensor, "N"]]:

@@ -20,6 +20,7 @@ from jaxtyping import Float, UInt8
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.utils import comms
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import track
@@ -35,6 +36,7 @@ from mobiler2l_ns.pool import FramePool, PhotoSet, Windows
 from mobiler2l_ns.poses import OrbitPoses, PoseKind, PoseSampler, fit_poses
 from mobiler2l_ns.teacher import FrozenTeacher, Teacher, depth_range, resolve_teacher
 from mobiler2l_ns.teacher_kinds import check_teacher
+from mobiler2l_ns.viewer_controls import StreamPanel
 from mobiler2l_ns.viewing_range import spread_viewpoints
 
 HARD_BATCHES = 20  # R2L keeps as many hard rays as 20 batches have rays
@@ -182,6 +184,15 @@ class DistillationDataManager(CaptureDataManager):
             capacity, tile, self.size, focal, upscale, self.device, cache, identity, self.config.channels, (near, far)
         )
         self.hard_windows = self._hard_windows()
+        self.stream = StreamPanel(self._changeable_shares(), self._change_share)
+
+    def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> List[TrainingCallback]:
+        """Keeps the viewer's figures up to date."""
+
+        def show(step: int) -> None:
+            self.stream.show({**self.statistics(), **self.progress()})
+
+        return [TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], show, update_every_num_iters=50)]
 
     def _check_same_world(self) -> None:
         saved = load_dataparser_transform(self.config.teacher)
@@ -332,6 +343,21 @@ class DistillationDataManager(CaptureDataManager):
     def set_photo_share(self, share: float) -> None:
         """Changes the share of each batch that comes from the photos; at 1 the teacher is not asked any more."""
         self.photo_share = share
+
+    def _changeable_shares(self) -> Dict[str, float]:
+        """What the viewer's sliders change: nothing with several processes, whose batches must agree."""
+        if comms.get_world_size() > 1:
+            return {}
+        shares = {"filling_share": self.config.filling_share, "teacher_share": self.config.teacher_share}
+        return {**shares, "photo_share": self.photo_share} if self.photos is not None else shares
+
+    def _change_share(self, name: str, share: float) -> None:
+        if name == "photo_share":
+            self.set_photo_share(share)
+        else:
+            setattr(self.config, name, share)
+        # The time before counts at the old share, not as a debt of the teacher's.
+        self.phase_start, self.phase_spent = time.perf_counter(), self.teacher_seconds
 
     def _replenish(self) -> None:
         """Fills the pool before the first step; later renders new views while the teacher is within its share."""

@@ -55,8 +55,12 @@ class ExportMobileR2L:
         hints += [_HINTS[target].format(folder=self.output_dir / target) for target in self.targets]
         CONSOLE.print("\n".join(hints))
 
-    def export(self) -> Dict[str, object]:
+    def export(self, student: Optional[Tuple[torch.nn.Module, int]] = None) -> Dict[str, object]:
         """Writes and verifies everything; until it is verified, nothing in output_dir changes.
+
+        Args:
+            student: The run's model on the CPU in eval mode, and its step, where it is at hand; left out: its newest
+                checkpoint is loaded.
 
         Returns:
             The content of report.json.
@@ -71,7 +75,7 @@ class ExportMobileR2L:
         config_path = config_path.resolve()
         output_dir = self.output_dir.expanduser().resolve()  # beside the real folder: renames must not cross disks
         self._check_options()
-        config, model, step = load_student(config_path)
+        config, model, step = load_student(config_path, student)
         self._check_student(model, config_path)
         try:
             ours = replaceable_files(output_dir, config_path, self.overwrite)
@@ -208,8 +212,14 @@ def entrypoint() -> None:
     tyro.cli(tyro.conf.FlagConversionOff[ExportMobileR2L]).main()
 
 
-def load_student(config_path: Path) -> Tuple[object, torch.nn.Module, int]:
+def load_student(
+    config_path: Path, student: Optional[Tuple[torch.nn.Module, int]] = None
+) -> Tuple[object, torch.nn.Module, int]:
     """A trained student's config, its model on the CPU, and the step of its checkpoint.
+
+    Args:
+        config_path: The run's config.yml.
+        student: Model and step, where they are at hand.
 
     Raises:
         UserError: The run is another method's, was never trained, or has weights that are no numbers.
@@ -223,7 +233,7 @@ def load_student(config_path: Path) -> Tuple[object, torch.nn.Module, int]:
             f"{config_path} is a {config.method_name} run, not a student: pass the config.yml of a run of "
             "ns-train mobiler2l."
         )
-    model, step = load_model(config_path, "cpu")
+    model, step = student or load_model(config_path, "cpu")
     sampler = model.sampler
     has_camera = bool((sampler.grid > 0).all()) and float(sampler.focal) > 0 and sampler.near < sampler.far
     if not has_camera:

@@ -3,30 +3,34 @@
 B: batch; h, w: ray grid; s: upscale factor.
 """
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Dict, List, Literal, Optional, Tuple, Type
+from typing import Callable, Dict, List, Literal, Optional, Tuple, Type
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
-from nerfstudio.model_components import renderers
 from nerfstudio.models.base_model import Model, ModelConfig
 from nerfstudio.utils import colormaps, comms
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from mobiler2l_ns.cameras import (
+    ball_window,
     cell_centres,
+    crop_camera,
     pinhole_rays,
     ray_lengths,
     student_rays,
     student_view,
     to_camera_size,
 )
+from mobiler2l_ns.crop_box import background_colour, crop
 from mobiler2l_ns.datamanager import on_white
 from mobiler2l_ns.embedder import Embedder, to_network_input
 from mobiler2l_ns.errors import UserError
@@ -35,10 +39,11 @@ from mobiler2l_ns.metrics import error_picture, image_metrics, psnr
 from mobiler2l_ns.network import MobileR2LNetwork, NetworkConfig, check_network
 from mobiler2l_ns.pose_graph import Outputs
 from mobiler2l_ns.sampler import Sampler
-from mobiler2l_ns.viewing_range import NUM_VIEWPOINTS
+from mobiler2l_ns.viewing_range import NUM_VIEWPOINTS, ray_distances, trained_radius
 
 ANYWHERE = 1e9
 MAX_RAYS = 1 << 16  # R2L's 1008 codes of as many rays take 0.26 GB
+EDGE = 0.05  # of the trained radius: where a picture begins to fade beyond it, and ends another such part farther
 
 
 @dataclass
@@ -90,6 +95,7 @@ class MobileR2LModel(Model):
         self.register_buffer("focus", torch.zeros(3))
         self.register_buffer("focus_depths", torch.tensor([-ANYWHERE, ANYWHERE]))
         self.register_buffer("viewpoints", torch.zeros(NUM_VIEWPOINTS, 3, 4))
+        self.viewer_outputs: Optional[Callable[..., Dict[str, Tensor]]] = None  # set by the pipeline
         camera = self.kwargs["metadata"].get("student_camera")
         if camera is not None:
             s = self.upscale
@@ -148,6 +154,12 @@ class MobileR2LModel(Model):
                     CONSOLE.print(f"No export: {error}")
 
         return [TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], export)]
+
+    def copy_to_cpu(self) -> "MobileR2LModel":
+        """A copy with the present weights, in eval mode, that training and viewer do not touch."""
+        twin = self.config.setup(scene_box=self.scene_box, num_train_data=self.num_train_data, metadata={})
+        twin.load_state_dict({name: value.cpu() for name, value in self.state_dict().items()})
+        return twin.eval().requires_grad_(False)
 
     # -- rendering ------------------------------------------------------------------------------------------------
 
@@ -213,27 +225,72 @@ class MobileR2LModel(Model):
         """``rgb`` (H, W, 3), ``accumulation`` and ``depth`` (H, W, 1) of a camera of any size and field of view.
 
         Depth is the distance along the ray, as nerfacto's, and means nothing where accumulation is small. A student
-        without those heads is opaque and lies at its far plane. A crop box (the viewer's) masks pixels whose ray misses
-        it.
+        without those heads is opaque and lies at its far plane. In nerfstudio's viewer ``error`` and ``teacher`` join
+        them, see viewer_controls.py.
         """
         camera = camera.to(self.device)
         shift, magnification = self.zoom(camera.camera_to_worlds[0])
-        view = student_view(camera, self.focal * magnification, self.upscale)
-        picture = self.render_rays(*student_rays(view.rays), self.sampler.depths + shift)[0]
-        picture[4:] *= picture[3:4]  # so that resizing does not mix the object's depth with the background's
-        outputs = by_name(to_camera_size(picture, view))
+        outputs = by_name(self._known_picture(camera, self.focal * magnification, self.sampler.depths + shift))
         rgb = outputs["rgb"]
-        accumulation = outputs.get("accumulation", torch.ones_like(rgb[..., :1]))
+        whole = outputs.get("accumulation", torch.ones_like(rgb[..., :1]))
+        depth = None
         if "depth" in outputs:
-            depth = self._distance(outputs["depth"] / accumulation.clamp_min(1e-6), camera, shift)
-        else:
-            depth = self.sampler.far.expand_as(accumulation)
-        if obb_box is not None or renderers.BACKGROUND_COLOR_OVERRIDE is not None:
-            mask = torch.ones_like(accumulation) if obb_box is None else box_mask(camera, obb_box)
-            colours = (rgb - (1 - accumulation)).clamp_min(0) * mask  # times alpha, and no longer on white
-            accumulation, depth = accumulation * mask, depth * mask
-            rgb = colours + background_colour(rgb) * (1 - accumulation)
-        return {"rgb": rgb, "accumulation": accumulation, "depth": depth}
+            depth = self._distance(outputs["depth"], camera, shift)
+        rgb, accumulation = crop(rgb, whole, depth, camera, obb_box)
+        depth = self.sampler.far.expand_as(whole) if depth is None else depth
+        outputs = {"rgb": rgb, "accumulation": accumulation, "depth": torch.where(accumulation > 0, depth, 0.0)}
+        return outputs if self.viewer_outputs is None else {**outputs, **self.viewer_outputs(camera, obb_box, rgb)}
+
+    def _known_picture(self, camera: Cameras, focal: float, depths: Tensor) -> Float[Tensor, "H W C"]:
+        """A camera's picture, with nothing on white along rays that no training picture of an orbit contained.
+
+        The network runs for the part of the image that such rays do not fill, which is all of it for cameras that the
+        student was trained on.
+        """
+        if not (self.has_focus and bool(self.viewpoints.any())):
+            return self._picture(camera, focal, depths)
+        radius = trained_radius(self.viewpoints, self.focus, self.size, self.focal)
+        cell = math.ceil(self.upscale * float(camera.fy) / focal)  # as far as a cell is felt
+        top, left, height, width = ball_window(camera, self.focus, float(radius) * (1 + 2 * EDGE), margin=cell)
+        if (height, width) == (int(camera.height), int(camera.width)):
+            return self._picture(camera, focal, depths, radius)
+        picture = self.focus.new_zeros(int(camera.height), int(camera.width), max(4, self.config.network.out_channels))
+        picture[..., :3] = 1
+        if height > 0 and width > 0:
+            part = self._picture(crop_camera(camera, top, left, height, width), focal, depths, radius)
+            window = picture[top : top + height, left : left + width]
+            window[..., 3] = 1
+            window[..., : part.shape[-1]] = part
+        return picture
+
+    def _picture(
+        self, camera: Cameras, focal: float, depths: Tensor, radius: Optional[Tensor] = None
+    ) -> Float[Tensor, "H W C"]:
+        """A camera's picture; where alpha is small, depth means nothing.
+
+        Args:
+            camera: The camera (1,).
+            focal: Focal length at which the grid of rays is laid out, in the student's pixels.
+            depths: z of the points on a ray.
+            radius: Distance from the focus beyond which rays are unknown to the student.
+        """
+        view = student_view(camera, focal, self.upscale)
+        picture = self.render_rays(*student_rays(view.rays), depths)[0]
+        if radius is not None:
+            picture = self._without_ghosts(picture, view.rays, radius)
+        picture[4:] *= picture[3:4]  # so that resizing does not mix the object's depth with the background's
+        picture = to_camera_size(picture, view)
+        picture[..., 4:] /= picture[..., 3:4].clamp_min(1e-6)
+        return picture
+
+    def _without_ghosts(self, picture: Float[Tensor, "C H W"], rays: RayBundle, radius: Tensor) -> Tensor:
+        distance = ray_distances(rays.origins, rays.directions, self.focus) / radius - 1
+        if bool((distance <= EDGE).all()):
+            return picture
+        distance = F.interpolate(distance[:, None], size=picture.shape[1:], mode="bilinear")[0]
+        known = (2 - distance / EDGE).clamp(0, 1)
+        alpha = picture[3:4] * known if len(picture) > 3 else known
+        return torch.cat([1 - known * (1 - picture[:3]), alpha, picture[4:]])
 
     def _distance(self, depth: Float[Tensor, "H W 1"], camera: Cameras, shift: Tensor) -> Float[Tensor, "H W 1"]:
         """Distance along the ray from depth in 0..1: the only place where the student's depth becomes nerfstudio's.
@@ -320,18 +377,6 @@ def by_name(picture: Float[Tensor, "*batch H W C"]) -> Dict[str, Tensor]:
     """The network's channels under nerfstudio's names, as many as there are."""
     parts = {"rgb": picture[..., :3], "accumulation": picture[..., 3:4], "depth": picture[..., 4:5]}
     return {name: part for name, part in parts.items() if part.shape[-1]}
-
-
-def background_colour(rgb: Tensor) -> Float[Tensor, "3"]:
-    """What pictures are put on: white, as the student learned them, unless nerfstudio asks for something else."""
-    override = renderers.BACKGROUND_COLOR_OVERRIDE
-    return torch.ones(3).to(rgb) if override is None else override.to(rgb)
-
-
-def box_mask(camera: Cameras, obb_box: OrientedBox) -> Float[Tensor, "H W 1"]:
-    """1 for pixels whose ray meets a box."""
-    rays = camera.generate_rays(0, keep_shape=True, obb_box=obb_box)
-    return (rays.nears < rays.fars).float() * (rays.nears < 1e9)
 
 
 def computes_in_bf16(device: torch.device) -> bool:

@@ -20,6 +20,7 @@ from mobiler2l_ns.datamanager import add_up
 from mobiler2l_ns.distributed import from_main, gather
 from mobiler2l_ns.finetuning import FineTuning, FineTuningConfig
 from mobiler2l_ns.metrics import psnr
+from mobiler2l_ns.viewer_controls import ExportPanel, TeacherPictures
 
 
 @dataclass
@@ -50,6 +51,10 @@ class DistillationPipeline(VanillaPipeline):
         super().__init__(config, device, test_mode, world_size=1, local_rank=local_rank, grad_scaler=grad_scaler)
         self.world_size = world_size
         self.finetuning: Optional[FineTuning] = None
+        self.export = ExportPanel(self.model.copy_to_cpu)
+        if config.datamanager.teacher is not None:
+            self.comparison = TeacherPictures(config.datamanager.teacher, lambda: self.datamanager.teacher)
+            self.model.viewer_outputs = self.comparison.forward  # the module itself would become one of the model's
         if world_size > 1:
             self._model = distribute(self._model, device)
 

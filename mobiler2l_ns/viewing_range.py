@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from mobiler2l_ns.cameras import pinhole_rays
 from mobiler2l_ns.poses import across, azimuths, focus_point, look_at, up_direction
 
 NUM_VIEWPOINTS = 32
@@ -120,3 +121,32 @@ def fit_range(c2w: Float[Tensor, "N 3 4"], centre: Optional[Float[Tensor, "3"]] 
 def spread_viewpoints(c2w: Float[Tensor, "N 3 4"]) -> Float[Tensor, "32 3 4"]:
     """A fixed number of a capture's cameras, evenly spread over its order, for a student's checkpoint."""
     return c2w[torch.linspace(0, len(c2w) - 1, NUM_VIEWPOINTS).round().long().to(c2w.device)]
+
+
+def trained_radius(
+    c2w: Float[Tensor, "N 3 4"], focus: Float[Tensor, "3"], size: Tuple[int, int], focal: float
+) -> Float[Tensor, ""]:
+    """Radius of the ball around the focus that the rays of training pictures fill: rays that miss it were never seen.
+
+    A ray's distance from a point grows with the angle between them, which is largest in a corner of the picture.
+
+    Args:
+        c2w: Poses of the training cameras.
+        focus: What they go around.
+        size: (H, W) of their pictures.
+        focal: Their focal length in pixels.
+    """
+    height, width = size
+    y, x = torch.tensor([0.0, height]).to(c2w), torch.tensor([0.0, width]).to(c2w)
+    corners = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).expand(len(c2w), 2, 2, 2)
+    rays = pinhole_rays(c2w, focal, height, width, corners)
+    return ray_distances(rays.origins, rays.directions, focus).max()
+
+
+def ray_distances(
+    rays_o: Float[Tensor, "*batch 3"], rays_d: Float[Tensor, "*batch 3"], point: Float[Tensor, "3"]
+) -> Float[Tensor, "*batch"]:
+    """How near rays, with directions of unit length, come to a point; what lies behind their origins does not count."""
+    offset = point - rays_o
+    along = (offset * rays_d).sum(dim=-1, keepdim=True).clamp_min(0)
+    return (offset - along * rays_d).norm(dim=-1)
