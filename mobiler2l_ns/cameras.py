@@ -22,6 +22,13 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
+from mobiler2l_ns.errors import UserError
+
+PANORAMAS = {
+    CameraType.EQUIRECTANGULAR, CameraType.OMNIDIRECTIONALSTEREO_L, CameraType.OMNIDIRECTIONALSTEREO_R,
+    CameraType.VR180_L, CameraType.VR180_R,
+}  # fmt: skip
+
 
 def student_rays(bundle: RayBundle) -> Tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch 3"]]:
     """Ray origins and directions as the student wants them: directions scaled to unit depth, not to unit length."""
@@ -81,6 +88,38 @@ def pinhole_rays(
         origins=pose[..., 3].expand_as(directions), directions=directions / norm, pixel_area=norm**-3 / focal**2,
         metadata={"directions_norm": norm},
     )  # fmt: skip
+
+
+def bundle_camera(bundle: RayBundle) -> Cameras:
+    """The pinhole camera (1,) whose pixel centres a bundle (H, W) of rays goes through: inverse of ``generate_rays``.
+
+    Directions of unit depth are affine in the pixel (x, y): corner + x right / fx - y up / fy, where right and up are
+    camera axes and the corner is (-cx / fx, cy / fy, -1) in them. Two differences and one ray hold all of it.
+
+    Raises:
+        UserError: The rays are those of no pinhole.
+    """
+    rays_o, rays_d = (rays.double() for rays in student_rays(bundle))
+    if len(bundle.shape) == 2 and min(bundle.shape) > 1:
+        height, width = bundle.shape
+        x_step, y_step = (rays_d[0, -1] - rays_d[0, 0]) / (width - 1), (rays_d[-1, 0] - rays_d[0, 0]) / (height - 1)
+        fx, fy = 1 / x_step.norm(), 1 / y_step.norm()
+        right, up = x_step * fx, -y_step * fy
+        axes = torch.stack([right, up, torch.linalg.cross(right, up)], dim=-1)
+        corner = (rays_d[0, 0] - (x_step + y_step) / 2) @ axes
+        camera = Cameras(
+            camera_to_worlds=torch.cat([axes, rays_o[0, 0, :, None]], dim=-1).float()[None],
+            fx=float(fx), fy=float(fy), cx=float(-corner[0] * fx), cy=float(corner[1] * fy),
+            width=width, height=height,
+        ).to(bundle.origins.device)  # fmt: skip
+        found = camera.generate_rays(0, keep_shape=True)
+        pixels_off = (found.directions - bundle.directions).abs().max() * max(fx, fy)
+        if pixels_off < 0.05 and torch.allclose(found.origins, bundle.origins, atol=1e-5):
+            return camera
+    raise UserError(
+        "a light field renders pictures of pinhole cameras, not single rays: add --texture-method tsdf to "
+        "`ns-export tsdf` or --texture-method point_cloud to `ns-export poisson`, or run this command on the teacher."
+    )
 
 
 def ray_lengths(camera: Cameras) -> Float[Tensor, "H W 1"]:
@@ -232,7 +271,12 @@ def student_view(camera: Cameras, focal: float, upscale: int) -> StudentView:
         camera: A camera of shape (1,).
         focal: Focal length of the student's images in pixels.
         upscale: Pixels a cell, s.
+
+    Raises:
+        UserError: The camera is a panorama.
     """
+    if CameraType(int(camera.camera_type)) in PANORAMAS:
+        raise UserError("a light field does not render panoramas: use a camera path of perspective cameras.")
     height, width = int(camera.height), int(camera.width)
     factor = focal / float(camera.fy)
     inner_h, inner_w = max(upscale, round(height * factor)), max(upscale, round(width * factor))

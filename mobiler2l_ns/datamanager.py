@@ -34,6 +34,7 @@ from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.hard_examples import HardWindows
 from mobiler2l_ns.pool import FramePool, PhotoSet, Windows
 from mobiler2l_ns.poses import OrbitPoses, PoseKind, PoseSampler, fit_poses
+from mobiler2l_ns.stock_commands import running_command
 from mobiler2l_ns.teacher import FrozenTeacher, Teacher, depth_range, resolve_teacher
 from mobiler2l_ns.teacher_kinds import check_teacher
 from mobiler2l_ns.viewer_controls import StreamPanel
@@ -111,7 +112,8 @@ class DistillationDataManager(CaptureDataManager):
         self.started: Optional[float] = None
         self.phase_start, self.phase_spent, self.pool_is_full = 0.0, 0.0, False
         self.teacher_is_of_other_data = False
-        if test_mode == "val":
+        self.cameras_to_visit: List[int] = []
+        if test_mode == "val" and running_command() is None:  # `ns-render dataset --split val` says "val", too
             self.teacher_is_of_other_data = self._adopt_teacher(config)
         super().__init__(config, device, *args, test_mode=test_mode, **kwargs)
 
@@ -274,11 +276,10 @@ class DistillationDataManager(CaptureDataManager):
         windows: of teacher views, and alpha of transparent photos too. Depth is as in ``Windows``. ``batch["sources"]``
         says how many windows are teacher views, photos and hard windows, which follow each other in this order.
 
-        Raises:
-            UserError: Another command (ns-export pointcloud, poisson) asks for single rays.
+        For ns-export pointcloud and poisson, the rays of a whole picture and no pixels.
         """
         if self.pool is None:
-            raise UserError("a light field renders whole pictures, not single rays: run this command on the teacher.")
+            return self._next_picture(), {}
         self.train_count += 1
         self._replenish()
         hc, wc = self._window()
@@ -298,6 +299,22 @@ class DistillationDataManager(CaptureDataManager):
             self.last_batch = windows, count
         sources = [count - num_photos, num_photos, num_again]
         return windows.rays, {"image": windows.pixels, "sources": sources, **geometry(parts)}
+
+    def _next_picture(self) -> RayBundle:
+        """Rays (H, W) of the picture of a training camera, each in turn, without its lens distortion.
+
+        The picture has no more rays than the command asks for at a time. It is moved by a fraction of a pixel, so that
+        a camera's second turn brings new points.
+        """
+        if not self.cameras_to_visit:
+            self.cameras_to_visit = torch.randperm(len(self.train_dataset)).tolist()
+        index = self.cameras_to_visit.pop()
+        camera = self.train_dataset.cameras[index : index + 1]
+        height, width = int(camera.height), int(camera.width)
+        factor = min(1.0, math.sqrt(self.train_pixel_sampler.num_rays_per_batch / (height * width)))
+        camera, _ = fit_cameras(camera, max(2, int(height * factor)), max(2, int(width * factor)))
+        camera.cx, camera.cy = camera.cx + torch.rand(()) - 0.5, camera.cy + torch.rand(()) - 0.5
+        return camera.to(self.device).generate_rays(0, keep_shape=True, disable_distortion=True)
 
     def learn_from(self, errors: Float[Tensor, "B"]) -> None:
         """Keeps the hardest new windows of the last batch; those drawn again do not enter twice.

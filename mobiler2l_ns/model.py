@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mobiler2l_ns.cameras import (
     ball_window,
+    bundle_camera,
     cell_centres,
     crop_camera,
     pinhole_rays,
@@ -208,16 +209,16 @@ class MobileR2LModel(Model):
         return depth - trained, float((depth / trained).clamp(0.1, 4.0)) if depth != trained else 1.0
 
     def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Tensor]:
-        """``rgb`` (B, H, W, 3) for a bundle (B, h, w) of rays through cell centres.
+        """``rgb`` (B, H, W, 3) for a bundle (B, h, w) of rays through cell centres, as in training.
 
         A student that has them also returns ``accumulation`` and ``depth`` (B, H, W, 1), the latter as it learns it: z
-        from 0 at the near plane to 1 at the far plane.
+        from 0 at the near plane to 1 at the far plane. A bundle (H, W) is a camera's picture (ns-export pointcloud).
 
         Raises:
             UserError: The rays are not a grid (some nerfstudio exports cast single rays).
         """
         if len(ray_bundle.shape) != 3:
-            raise UserError("a light field renders whole pictures, not single rays: run this command on the teacher.")
+            return self.get_outputs_for_camera_ray_bundle(ray_bundle)
         return by_name(self.render_rays(*student_rays(ray_bundle)).permute(0, 2, 3, 1))
 
     @torch.no_grad()
@@ -310,8 +311,16 @@ class MobileR2LModel(Model):
         return self.render_rays(*student_rays(rays))[0, :3].permute(1, 2, 0)
 
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> Dict[str, Tensor]:
-        """Not possible: the bundle holds one ray a pixel."""
-        raise UserError("a light field renders cameras, not bundles of rays: run this command on the teacher.")
+        """What ``get_outputs_for_camera`` gives for the pinhole camera that a bundle (H, W) of rays belongs to.
+
+        Where nothing is seen, depth is far beyond any scene, so that `ns-export tsdf` carves that space away.
+
+        Raises:
+            UserError: The rays are those of no pinhole, such as a texture's.
+        """
+        outputs = self.get_outputs_for_camera(bundle_camera(camera_ray_bundle))
+        outputs["depth"] = outputs["depth"].where(outputs["accumulation"] > 0.5, ANYWHERE)
+        return outputs
 
     def get_rgba_image(self, outputs: Dict[str, Tensor], output_name: str = "rgb") -> Tensor:
         """(H, W, 4) straight-alpha picture: the colours without the background that they were rendered on."""

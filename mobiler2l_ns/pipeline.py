@@ -20,6 +20,7 @@ from mobiler2l_ns.datamanager import add_up
 from mobiler2l_ns.distributed import from_main, gather
 from mobiler2l_ns.finetuning import FineTuning, FineTuningConfig
 from mobiler2l_ns.metrics import psnr
+from mobiler2l_ns.stock_commands import check_command
 from mobiler2l_ns.viewer_controls import ExportPanel, TeacherPictures
 
 
@@ -44,6 +45,7 @@ class DistillationPipeline(VanillaPipeline):
         local_rank: int = 0,
         grad_scaler: Optional[GradScaler] = None,
     ):
+        check_command(config.model.outputs)
         config.datamanager.upscale = config.model.network.upscale
         config.datamanager.channels = len(config.model.outputs)
         config.datamanager.validation_photos = config.finetuning.validation_photos if config.finetuning.steps else 0
