@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -349,6 +350,14 @@ def test_too_many_rays_for_files_are_one_sentence(capsys):
     (callback,) = model.get_training_callbacks(None)
     callback.run_callback(step=1)  # a finished training ends well, without files
     assert "No export" in capsys.readouterr().out
+
+
+def test_a_training_without_onnx_ends_well(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    (callback,) = make_student().get_training_callbacks(SimpleNamespace(trainer=SimpleNamespace(base_dir=tmp_path)))
+    callback.run_callback(step=1)
+    said = capsys.readouterr().out
+    assert "No export" in said and "needs onnx" in said and not list(tmp_path.iterdir())
 
 
 # -- the runtime ----------------------------------------------------------------------------------------------------

@@ -183,3 +183,14 @@ def test_a_damaged_cache_is_one_sentence(tmp_path, damage):
     with pytest.raises(UserError, match="cannot be used") as caught:
         filled_pool(0, cache=folder)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_mean_age_follows_the_ring():
+    pool = FramePool(3, (16, 24), (16, 24), FOCAL, UPSCALE)
+    assert pool.mean_age(5) == 0
+    for step in (10, 20):
+        pool.add(coordinate_picture(16, 24), pose(0), step=step)
+    assert pool.mean_age(30) == 15  # 20 and 10 steps
+    for step in (30, 40):
+        pool.add(coordinate_picture(16, 24), pose(0), step=step)
+    assert pool.mean_age(40) == 10  # the one of step 10 is gone: 20, 10 and 0
