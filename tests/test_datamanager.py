@@ -436,7 +436,7 @@ def test_the_teachers_parser_is_taken_over_unless_one_is_given(tmp_path, capture
     def adopt(parser):
         config = copy.deepcopy(mobiler2l_small.config.pipeline.datamanager)
         config.data, config.teacher, config.dataparser = capture, path, parser
-        DistillationDataManager._adopt_teacher(None, config)
+        DistillationDataManager._adopt_teacher(SimpleNamespace(device="cpu"), config)
         return config.dataparser
 
     adopted = adopt(NerfstudioDataParserConfig(data=capture))
