@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
