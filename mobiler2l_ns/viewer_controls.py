@@ -5,9 +5,10 @@ them, in alphabetical order, and makes a folder of each module's name. So the pa
 Callbacks run in threads of the viewer's, one at a time with training and rendering: all hold the trainer's lock.
 """
 
+import sys
 import threading
 from pathlib import Path
-from typing import Callable, Dict, Optional, Set
+from typing import Callable, Dict, Optional
 
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
@@ -42,8 +43,8 @@ class ViewerMarkdown(ViewerElement[str]):
         self._create_gui_handle(viser_server)
 
     def show(self, content: str) -> None:
-        """Replaces the text."""
-        self.content = content
+        """Replaces the text; long paths may break after their slashes."""
+        self.content = content = content.replace("/", "/\N{ZERO WIDTH SPACE}")
         if self.gui_handle is not None:
             self.gui_handle.content = content
 
@@ -79,14 +80,19 @@ class TeacherPictures(nn.Module):
             obb_box: Its crop box.
             rgb: The student's picture, cropped.
         """
-        shown = shown_outputs()
-        if shown is None:
+        panel = control_panel()
+        if panel is None:
             return {}
+        shown = {panel.output_render, panel.split_output_render} if panel.split else {panel.output_render}
         teacher = self._render(camera, obb_box) if shown & {"error", "teacher"} else None
         if teacher is None:
-            grey = rgb.new_tensor(0.5).expand_as(rgb)
-            return {"error": grey, "teacher": grey}
-        return {"error": error_picture(rgb, teacher), "teacher": teacher}
+            error = teacher = rgb.new_tensor(0.5).expand_as(rgb)
+        else:
+            error = error_picture(rgb, teacher)
+        # The last one is the split's other half until something else is chosen, so the depth that nerfstudio is going
+        # to add must not be.
+        depth = {"gl_z_buf_depth": rgb[..., :1]} if panel.layer_depth else {}
+        return {**depth, "error": error, "teacher": teacher}
 
     def _render(self, camera: Cameras, obb_box: Optional[OrientedBox]) -> Optional[Float[Tensor, "H W 3"]]:
         if self.failed:
@@ -94,7 +100,7 @@ class TeacherPictures(nn.Module):
         try:
             # The teacher's own renderers know the viewer's background, too, but not all of them.
             with background_color_override_context(None):
-                rgb, accumulation, z = self.load().render_all(camera).to(camera.device).split((3, 1, 1), dim=-1)
+                rgb, accumulation, z = self._teacher().render_all(camera).to(camera.device).split((3, 1, 1), dim=-1)
         except RENDER_FAILURES as error:
             self.failed, reason = True, f"The viewer cannot show the teacher: {error or type(error).__name__}"
             self.message.show(reason)
@@ -102,13 +108,19 @@ class TeacherPictures(nn.Module):
             return None
         return crop(rgb, accumulation, z * ray_lengths(camera), camera, obb_box)[0]
 
+    def _teacher(self) -> Teacher:
+        # The viewer's trace function would make loading several times as slow, and break it off in mid-way.
+        trace = sys.gettrace()
+        sys.settrace(None)
+        try:
+            return self.load()
+        finally:
+            sys.settrace(trace)
 
-def shown_outputs() -> Optional[Set[str]]:
-    """The outputs that a viewer shows, where its render thread asks; None for all others, whatever viewer is open."""
-    panel = getattr(getattr(threading.current_thread(), "viewer", None), "control_panel", None)
-    if panel is None:
-        return None
-    return {panel.output_render, panel.split_output_render} if panel.split else {panel.output_render}
+
+def control_panel():
+    """The control panel of a viewer, where its render thread asks; None for all others, whatever viewer is open."""
+    return getattr(getattr(threading.current_thread(), "viewer", None), "control_panel", None)
 
 
 # -- the stream of training data --------------------------------------------------------------------------------------

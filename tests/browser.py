@@ -118,6 +118,23 @@ class Page:
         data = self.call("Page.captureScreenshot", format="png")["data"]
         return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
 
+    def click(self, element: str) -> None:
+        """Clicks on the middle of the element that a JavaScript expression names, once there is one.
+
+        Raises:
+            TimeoutError: There is none for half a minute.
+        """
+        box = "(e => { e.scrollIntoView({block: 'center'}); e = e.getBoundingClientRect(); "
+        box += f"return [e.x + e.width / 2, e.y + e.height / 2]; }})({element})"
+        deadline = time.time() + 30
+        while not self.evaluate(f"Boolean({element})"):
+            if time.time() > deadline:
+                raise TimeoutError(f"the page has no {element}")
+            time.sleep(0.2)
+        x, y = self.evaluate(box)
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
     def drag(self, start, end) -> None:
         """Drags with the left button from one point (x, y) to another."""
         mouse = {"button": "left", "clickCount": 1}

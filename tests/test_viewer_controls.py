@@ -1,6 +1,7 @@
 """The student in nerfstudio's viewer: teacher and error, crop box, figures and sliders of the data, export."""
 
 import json
+import sys
 import time
 
 import numpy as np
@@ -21,6 +22,11 @@ from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.viewing_range import ray_distances, trained_radius
 
 RED = torch.tensor([1.0, 0.0, 0.0])
+
+
+def text_of(element) -> str:
+    """What a text in the viewer says, without the places where a path may break."""
+    return element.gui_handle.content.replace("\N{ZERO WIDTH SPACE}", "")
 
 
 @pytest.fixture
@@ -61,6 +67,30 @@ def test_the_viewer_offers_teacher_and_error(build_pipeline, stub_teacher, run_f
         assert np.abs(both[:, 17:].astype(int) - teacher[:, 17:]).max() <= 1
 
 
+def test_the_teacher_is_loaded_without_the_viewers_trace(build_pipeline, stub_teacher):
+    comparison, seen = build_pipeline().comparison, []
+    comparison.load = lambda: seen.append(sys.gettrace()) or stub_teacher
+
+    def trace(frame, event, argument):
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        comparison._render(camera_at(4.0), None)
+        assert sys.gettrace() is trace and seen == [None]
+    finally:
+        sys.settrace(before)
+
+
+def test_composite_depth_leaves_the_teacher_to_the_split(build_pipeline, run_folder):
+    with OpenViewer(build_pipeline(outputs="rgbad"), run_folder) as viewer:
+        viewer.panel._layer_depth.value = True
+        viewer.render()
+        assert "gl_z_buf_depth" in viewer.panel._output_render.options
+        assert viewer.panel.split_output_render == "teacher"
+
+
 def test_nobody_but_a_viewer_is_offered_the_teacher(build_pipeline, stub_teacher, run_folder):
     """Not even the evaluation of a training that is watched while the teacher is on the screen."""
     pipeline = build_pipeline(outputs="rgbad")
@@ -96,7 +126,7 @@ def test_a_teacher_that_cannot_be_shown(build_pipeline, run_folder, monkeypatch,
             assert (viewer.render() == 127).all()
         printed = " ".join(capsys.readouterr().out.split())
         assert printed.count(str(failure)) == len(asked) == 1
-        assert str(failure) in pipeline.comparison.message.gui_handle.content
+        assert str(failure) in text_of(pipeline.comparison.message)
         viewer.panel._output_render.value = "rgb"
         assert (viewer.render() == student).all()
 
@@ -345,7 +375,7 @@ def press(panel) -> str:
     """What the export panel says after its button was pressed."""
     panel.export.cb_hook(panel.export)
     panel.worker.join()
-    return panel.outcome.gui_handle.content
+    return text_of(panel.outcome)
 
 
 def test_export_of_the_weights_at_hand(build_pipeline, run_folder, tmp_path, monkeypatch, capsys):
