@@ -21,7 +21,7 @@ from mobiler2l_ns.stock_commands import check_command
 TSDF = ["--texture-method", "tsdf", "--use-bounding-box", "False"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ball_run(capture, tmp_path_factory):
     """config.yml of a student that was trained on the analytic unit ball by nerfstudio's trainer."""
     folder = tmp_path_factory.mktemp("ball")
