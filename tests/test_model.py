@@ -142,7 +142,7 @@ def test_single_rays_are_refused_in_a_sentence():
     rays = RayBundle(
         torch.zeros(5, 3), torch.ones(5, 3), torch.ones(5, 1), metadata={"directions_norm": torch.ones(5, 1)}
     )
-    with pytest.raises(UserError, match="whole pictures"):
+    with pytest.raises(UserError, match="not single rays"):
         make_model().get_outputs(rays)
 
 
