@@ -94,9 +94,8 @@ def stub_teacher() -> StubTeacher:
 
 def tiny_student(capture: Path, folder: Path):
     """mobiler2l-small on the capture, shrunk to a 4 x 4 ray grid and a few thousand weights; it writes to folder."""
-    from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
-
     from mobiler2l_ns.method_configs import mobiler2l_small
+    from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 
     config = copy.deepcopy(mobiler2l_small.config)
     config.data, config.output_dir, config.vis, config.timestamp = capture, folder / "outputs", "tensorboard", "run"
