@@ -45,6 +45,8 @@ class CheckedCapture:
         """The held-out split, checked."""
         dataset = super().create_eval_dataset()
         check_cameras(dataset._dataparser_outputs, self.get_datapath())
+        for name in ("fx", "fy"):  # blender-data's are float64, on which `ns-render spiral` fails
+            setattr(dataset.cameras, name, getattr(dataset.cameras, name).float())
         return dataset
 
 
