@@ -225,21 +225,20 @@ class MobileR2LModel(Model):
     def get_outputs_for_camera(self, camera: Cameras, obb_box: Optional[OrientedBox] = None) -> Dict[str, Tensor]:
         """``rgb`` (H, W, 3), ``accumulation`` and ``depth`` (H, W, 1) of a camera of any size and field of view.
 
-        Depth is the distance along the ray, as nerfacto's, and means nothing where accumulation is small. A student
-        without those heads is opaque and lies at its far plane. In nerfstudio's viewer ``error`` and ``teacher`` join
-        them, see viewer_controls.py.
+        Depth is the distance along the ray, as nerfacto's: to what is seen, or, where accumulation is at most a half,
+        to the far plane. A student without those heads is opaque and lies there. In nerfstudio's viewer ``error`` and
+        ``teacher`` join them, see viewer_controls.py.
         """
         camera = camera.to(self.device)
         shift, magnification = self.zoom(camera.camera_to_worlds[0])
         outputs = by_name(self._known_picture(camera, self.focal * magnification, self.sampler.depths + shift))
         rgb = outputs["rgb"]
         whole = outputs.get("accumulation", torch.ones_like(rgb[..., :1]))
-        depth = None
-        if "depth" in outputs:
-            depth = self._distance(outputs["depth"], camera, shift)
+        far = self._distance(torch.ones_like(whole), camera, shift)
+        depth = self._distance(outputs["depth"], camera, shift) if "depth" in outputs else None
         rgb, accumulation = crop(rgb, whole, depth, camera, obb_box)
-        depth = self.sampler.far.expand_as(whole) if depth is None else depth
-        outputs = {"rgb": rgb, "accumulation": accumulation, "depth": torch.where(accumulation > 0, depth, 0.0)}
+        depth = far if depth is None else torch.where(accumulation > 0.5, depth, far)
+        outputs = {"rgb": rgb, "accumulation": accumulation, "depth": depth}
         return outputs if self.viewer_outputs is None else {**outputs, **self.viewer_outputs(camera, obb_box, rgb)}
 
     def _known_picture(self, camera: Cameras, focal: float, depths: Tensor) -> Float[Tensor, "H W C"]:

@@ -21,7 +21,7 @@ from mobiler2l_ns.distributed import from_main, gather
 from mobiler2l_ns.finetuning import FineTuning, FineTuningConfig
 from mobiler2l_ns.metrics import psnr
 from mobiler2l_ns.stock_commands import check_command
-from mobiler2l_ns.viewer_controls import ExportPanel, TeacherPictures
+from mobiler2l_ns.viewer_controls import ExportPanel, StartView, TeacherPictures
 
 
 @dataclass
@@ -54,6 +54,7 @@ class DistillationPipeline(VanillaPipeline):
         self.world_size = world_size
         self.finetuning: Optional[FineTuning] = None
         self.export = ExportPanel(self.model.copy_to_cpu)
+        self.start_view = StartView(self.model)
         if config.datamanager.teacher is not None:
             self.comparison = TeacherPictures(config.datamanager.teacher, lambda: self.datamanager.teacher)
             self.model.viewer_outputs = self.comparison.forward  # the module itself would become one of the model's

@@ -1,4 +1,4 @@
-"""What the student adds to nerfstudio's viewer: the teacher beside it, its data stream, and an export button.
+"""What the student adds to nerfstudio's viewer: teacher, data stream, an export button, and where it opens.
 
 nerfstudio finds viewer elements among the public attributes of pipeline, datamanager and model and of the modules in
 them, in alphabetical order, and makes a folder of each module's name. So the panels here are modules without weights.
@@ -23,6 +23,7 @@ from mobiler2l_ns.crop_box import crop
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.metrics import error_picture
 from mobiler2l_ns.teacher import Teacher
+from mobiler2l_ns.viewing_range import viewing_range
 
 RENDER_FAILURES = (UserError, OSError, RuntimeError, AssertionError)  # no run, no memory, no CUDA
 
@@ -225,3 +226,34 @@ class _OpenViewer(ViewerControl):
     def _setup(self, viewer) -> None:
         super()._setup(viewer)
         self.when_open()
+
+
+# -- where the viewer opens -------------------------------------------------------------------------------------------
+
+
+class StartView(ViewerControl):
+    """Opens each browser where the photos were taken, turning about what they show.
+
+    nerfstudio's own start is close to the world's origin: often inside the object, where a light field knows nothing.
+
+    Args:
+        model: The student.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    def _setup(self, viewer) -> None:
+        super()._setup(viewer)
+        viewer.viser_server.on_client_connect(self._place)
+
+    def _place(self, client) -> None:
+        from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO
+
+        orbit = viewing_range(self.model)
+        position = orbit.pose(*orbit.middle())[:, 3]
+        camera = client.camera
+        # The position moves what is looked at, so it goes first.
+        camera.position = (VISER_NERFSTUDIO_SCALE_RATIO * position).tolist()
+        camera.look_at = (VISER_NERFSTUDIO_SCALE_RATIO * orbit.centre).tolist()
+        camera.up_direction = orbit.up.tolist()

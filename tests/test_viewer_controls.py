@@ -1,8 +1,10 @@
 """The student in nerfstudio's viewer: teacher and error, crop box, figures and sliders of the data, export."""
 
 import json
+import math
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +16,13 @@ from nerfstudio.viewer.utils import parse_object
 from nerfstudio.viewer.viewer_elements import ViewerElement
 from open_viewer import OpenViewer, look
 from test_geometry import constant_model
-from test_model import camera_at
+from test_model import ORBIT, camera_at, make_model
+from test_snap import orbit_cameras
 
 from mobiler2l_ns.cameras import ball_window, pinhole_cameras, rays_at
 from mobiler2l_ns.crop_box import box_mask
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.viewer_controls import StartView
 from mobiler2l_ns.viewing_range import ray_distances, trained_radius
 
 RED = torch.tensor([1.0, 0.0, 0.0])
@@ -426,3 +430,16 @@ def test_the_copy_is_the_students_own():
     for name, value in model.state_dict().items():
         assert torch.equal(twin.state_dict()[name], value)
         assert value.numel() == 0 or twin.state_dict()[name].data_ptr() != value.data_ptr()
+
+
+# -- where the viewer opens -----------------------------------------------------------------------------------------
+
+
+def test_the_viewer_opens_where_the_photos_were_taken():
+    """Photos from azimuth 30 to 150, 20 to 60 degrees up, 2 to 3 away from the origin: the middle of all three."""
+    client = SimpleNamespace(camera=SimpleNamespace())
+    StartView(make_model(**ORBIT, viewpoints=orbit_cameras()))._place(client)
+    up = math.radians(40)
+    assert client.camera.position == pytest.approx([0, 25 * math.cos(up), 25 * math.sin(up)], abs=0.05)
+    assert client.camera.look_at == pytest.approx([0, 0, 0], abs=1e-6)
+    assert client.camera.up_direction == pytest.approx([0, 0, 1], abs=1e-2)
