@@ -112,7 +112,9 @@ mobiler2l_small = MethodSpecification(
 mobiler2l_paper = MethodSpecification(
     config=student_config(
         "mobiler2l-paper",
-        MobileR2LModelConfig(network=NetworkConfig(batch_norm=True), outputs="rgb", jitter_points=True),
+        MobileR2LModelConfig(
+            network=NetworkConfig(batch_norm=True), outputs="rgb", points="bounded", jitter_points=True
+        ),
         pseudo_data(windows_per_batch=40, window_cells=None),
         published_adamw(),
         max_num_iterations=600000,
@@ -128,6 +130,7 @@ r2l = MethodSpecification(
         MobileR2LModelConfig(
             network=NetworkConfig(depth=88, sr_widths=(), sr_strides=(), activation="relu"),
             outputs="rgb",
+            points="bounded",
             num_points=16,
             num_frequencies=10,
             jitter_points=True,

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Tuple, Type
+from typing import Dict, Iterator, List, Literal, Optional, Tuple, Type
 
 import torch
 import tyro
@@ -33,7 +33,8 @@ from mobiler2l_ns.distributed import from_main, own_share
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.hard_examples import HardWindows
 from mobiler2l_ns.pool import FramePool, PhotoSet, Windows
-from mobiler2l_ns.poses import OrbitPoses, PoseKind, PoseSampler, fit_poses
+from mobiler2l_ns.poses import OrbitPoses, PoseKind, PoseSampler, cameras_cube, fit_poses
+from mobiler2l_ns.sampler import DepthRange, Points
 from mobiler2l_ns.stock_commands import running_command
 from mobiler2l_ns.teacher import FrozenTeacher, Teacher, depth_range, resolve_teacher
 from mobiler2l_ns.teacher_kinds import check_teacher
@@ -85,6 +86,8 @@ class DistillationDataManagerConfig(CaptureDataManagerConfig):
     """Pixels a ray-grid cell; set by the pipeline from the network's shape."""
     channels: tyro.conf.Suppress[int] = 3
     """What the student learns of a teacher view: 3 colours, 4: and alpha, 5: and depth; set by the pipeline."""
+    points: tyro.conf.Suppress[Literal["auto", "bounded", "unbounded"]] = "auto"
+    """Where the student's points lie; set by the pipeline from the model's options."""
     validation_photos: tyro.conf.Suppress[int] = 0
     """Training photos held out to score the student on; set by the pipeline from the options of fine-tuning."""
 
@@ -122,6 +125,13 @@ class DistillationDataManager(CaptureDataManager):
         """The frozen teacher, loaded when first needed. A cached property keeps it out of state_dict and train()."""
         CONSOLE.print(f"Loading the teacher {self.config.teacher}")
         return FrozenTeacher(self.config.teacher, self.device)
+
+    @property
+    def points(self) -> Points:
+        """Where the student's points lie."""
+        if self.config.points != "auto":
+            return self.config.points
+        return "bounded" if self.train_dataset.metadata["transparent_background"] else "unbounded"
 
     @cached_property
     def pose_sampler(self) -> PoseSampler:
@@ -176,6 +186,7 @@ class DistillationDataManager(CaptureDataManager):
         near, far = from_main(lambda: self._near_far(focal))
         self.train_dataset.metadata["student_camera"] = {
             "height": height, "width": width, "focal": focal, "near": near, "far": far, **self._focus(),
+            "points": self.points, "contraction": cameras_cube(self.train_dataset.cameras.camera_to_worlds, near),
             "viewpoints": spread_viewpoints(self.train_dataset.cameras.camera_to_worlds),
         }  # fmt: skip
         identity = f"{self.config.teacher} step {getattr(self.teacher, 'step', 0)} {height}x{width} focal {focal:.3f}"
@@ -183,8 +194,9 @@ class DistillationDataManager(CaptureDataManager):
         if cache is not None and comms.get_world_size() > 1:
             cache = cache / f"rank-{comms.get_rank()}"
         self.pool = FramePool(
-            capacity, tile, self.size, focal, upscale, self.device, cache, identity, self.config.channels, (near, far)
-        )
+            capacity, tile, self.size, focal, upscale, self.device, cache, identity, self.config.channels,
+            DepthRange(near, far, self.points == "unbounded"),
+        )  # fmt: skip
         self.hard_windows = self._hard_windows()
         self.stream = StreamPanel(self._changeable_shares(), self._change_share)
 
@@ -231,7 +243,7 @@ class DistillationDataManager(CaptureDataManager):
         probes = pinhole_cameras(
             self.pose_sampler.sample(24), focal * small, round(height * small), round(width * small)
         )
-        near, far = depth_range(self.teacher, probes)
+        near, far = depth_range(self.teacher, probes, self.points == "unbounded")
         CONSOLE.print(f"Content lies between z = {near:.3f} and {far:.3f} ({self.pose_sampler.kind} poses)")
         return near, far
 

@@ -59,9 +59,13 @@ class MobileR2LModelConfig(ModelConfig):
     alpha_weight: float = 0.1
     """Weight of the accumulation's squared error beside that of the colours."""
     depth_weight: float = 0.1
-    """Weight of the depth's squared error, in units of the range from near to far, beside that of the colours."""
+    """Weight of the depth's squared error, in units of the range from near to far (of z, or of 1/z if the points are
+    unbounded), beside that of the colours."""
     num_points: int = 8
     """K: points on each ray."""
+    points: Literal["auto", "bounded", "unbounded"] = "auto"
+    """Where the points lie. bounded: even in z between near and far; unbounded: even in 1/z, and the far ones drawn
+    together. auto: bounded where the photos have a transparent background (an object), else unbounded."""
     num_frequencies: int = 6
     """L: octaves of the positional code."""
     jitter_points: bool = False
@@ -88,7 +92,11 @@ class MobileR2LModel(Model):
             check_network(self.config.network)
         except ValueError as error:
             raise UserError(f"{error}: change the --pipeline.model.network options.") from None
-        self.sampler = Sampler(self.config.num_points)
+        camera = self.kwargs["metadata"].get("student_camera")
+        if self.config.points == "auto":
+            # What auto resolved to goes into config.yml; a run from before there was a choice is bounded.
+            self.config.points = (camera or {}).get("points", "bounded")
+        self.sampler = Sampler(self.config.num_points, unbounded=self.config.points == "unbounded")
         self.embedder = Embedder(self.config.num_frequencies)
         in_channels = 3 * self.config.num_points * self.embedder.num_codes
         # 1x1 convolutions are matrix products of channels-last tensors: up to twice as fast, on CPU and GPU alike.
@@ -97,12 +105,13 @@ class MobileR2LModel(Model):
         self.register_buffer("focus_depths", torch.tensor([-ANYWHERE, ANYWHERE]))
         self.register_buffer("viewpoints", torch.zeros(NUM_VIEWPOINTS, 3, 4))
         self.viewer_outputs: Optional[Callable[..., Dict[str, Tensor]]] = None  # set by the pipeline
-        camera = self.kwargs["metadata"].get("student_camera")
         if camera is not None:
             s = self.upscale
             self.sampler.set_camera(
                 camera["height"] // s, camera["width"] // s, camera["focal"] / s, camera["near"], camera["far"]
             )
+            if self.sampler.unbounded:
+                self.sampler.set_contraction(*camera["contraction"])
             if camera.get("focus") is not None:
                 self.focus.copy_(torch.as_tensor(camera["focus"]))
                 self.focus_depths.copy_(torch.tensor(camera["focus_depths"]))
@@ -211,8 +220,9 @@ class MobileR2LModel(Model):
     def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Tensor]:
         """``rgb`` (B, H, W, 3) for a bundle (B, h, w) of rays through cell centres, as in training.
 
-        A student that has them also returns ``accumulation`` and ``depth`` (B, H, W, 1), the latter as it learns it: z
-        from 0 at the near plane to 1 at the far plane. A bundle (H, W) is a camera's picture (ns-export pointcloud).
+        A student that has them also returns ``accumulation`` and ``depth`` (B, H, W, 1), the latter as it learns it:
+        from 0 at the near plane to 1 at the far plane, even in z or in 1/z as the points are. A bundle (H, W) is a
+        camera's picture (ns-export pointcloud).
 
         Raises:
             UserError: The rays are not a grid (some nerfstudio exports cast single rays).
@@ -297,7 +307,7 @@ class MobileR2LModel(Model):
 
         Points that slid along their rays (see ``zoom``) are that much farther away than the student believes.
         """
-        z = self.sampler.near + (self.sampler.far - self.sampler.near) * depth + shift
+        z = self.sampler.range.at(depth) + shift
         return z.clamp_min(0) * ray_lengths(camera)
 
     @torch.no_grad()

@@ -27,6 +27,7 @@ from mobiler2l_ns.network import MobileR2LNetwork
 from mobiler2l_ns.onnx_graph import add_facts, trace
 from mobiler2l_ns.pose_graph import OUTPUT_NAMES, Outputs, PoseToImage
 from mobiler2l_ns.precision import Precision, quantize, with_matrix_body
+from mobiler2l_ns.sampler import DepthRange
 from mobiler2l_ns.viewing_range import viewing_range
 
 SAMPLER, EMBEDDER, NETWORK, PIPELINE = "Sampler.onnx", "Embedder.onnx", "MobileR2L.onnx", "pipeline.onnx"
@@ -137,17 +138,22 @@ def intrinsics(model) -> Dict[str, object]:
     """Camera and sampling facts, under the names of Snap's Lens template and then under plain ones.
 
     ``H``, ``W`` and ``focal`` are those of the ray grid. ``radius`` is the distance from the camera to the middle of
-    the content, (near + far) / 2: where the template's orbit puts its camera. Lengths are in world units.
+    the content, (near + far) / 2: where the template's orbit puts its camera. Lengths are in world units. An unbounded
+    student's middle is that of 1/z, and its facts name the cube outside of which its Sampler contracts points.
     """
     sampler = model.sampler
     h, w = sampler.grid.tolist()
     near, far = float(sampler.near), float(sampler.far)
     height, width = model.size
+    middle, contraction = (near + far) / 2, {}
+    if sampler.unbounded:
+        middle = DepthRange(near, far, unbounded=True).at(0.5)
+        contraction = {"contraction_centre": sampler.centre.tolist(), "contraction_radius": float(sampler.radius)}
     return {
         "H": h,
         "W": w,
         "focal": float(sampler.focal),
-        "radius": (near + far) / 2,
+        "radius": middle,
         "near": near,
         "far": far,
         "n_sample": sampler.num_points,
@@ -159,4 +165,5 @@ def intrinsics(model) -> Dict[str, object]:
         "cam_angle": 2 * math.atan(width / 2 / model.focal),  # horizontal field of view, radians
         "output_scale": 255,
         "pose": "camera-to-world, OpenGL axes (x right, y up, looking down -z), in the run's own normalised world",
+        **contraction,
     }

@@ -48,6 +48,7 @@ class DistillationPipeline(VanillaPipeline):
         check_command(config.model.outputs)
         config.datamanager.upscale = config.model.network.upscale
         config.datamanager.channels = len(config.model.outputs)
+        config.datamanager.points = config.model.points
         config.datamanager.validation_photos = config.finetuning.validation_photos if config.finetuning.steps else 0
         # As if alone: VanillaPipeline can distribute CUDA models only.
         super().__init__(config, device, test_mode, world_size=1, local_rank=local_rank, grad_scaler=grad_scaler)

@@ -20,6 +20,9 @@ from torch import Tensor
 
 from mobiler2l_ns.cameras import cell_centres, pinhole_rays, rays_at
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.sampler import DepthRange
+
+UNIT_RANGE = DepthRange(0.0, 1.0)
 
 
 class Windows(NamedTuple):
@@ -28,7 +31,7 @@ class Windows(NamedTuple):
     rays: RayBundle
     """(B, hc, wc)"""
     pixels: Float[Tensor, "B Hc Wc C"]
-    """0..1; depth is 0 where it is not known, and otherwise grows from the near plane to 1 at the far plane."""
+    """0..1; depth is 0 where it is not known, and otherwise a DepthRange's part, 1 at the far plane."""
 
 
 def cut_windows(
@@ -100,13 +103,13 @@ class FramePool:
         cache: Optional folder where the pictures are kept too, so that an interrupted run finds them again.
         identity: What the cached pictures show; a cache with another identity is refused.
         channels: C.
-        depths: z of the near and the far plane, between which depth is kept.
+        depths: The near and the far plane, between which depth is kept, as a DepthRange.
     """
 
     def __init__(
         self, capacity: int, tile: Tuple[int, int], size: Tuple[int, int], focal: float, upscale: int,
         device="cpu", cache: Optional[Path] = None, identity: str = "",
-        channels: int = 3, depths: Tuple[float, float] = (0.0, 1.0),
+        channels: int = 3, depths: DepthRange = UNIT_RANGE,
     ):  # fmt: skip
         self.capacity, self.tile, self.size, self.focal, self.upscale = capacity, tile, size, focal, upscale
         self.depths = depths
@@ -184,29 +187,30 @@ class FramePool:
             self.corner[slot] = torch.from_numpy(records[source, 12:14]).long()
 
 
-def to_bytes(image: Float[Tensor, "H W C"], depths: Tuple[float, float]) -> UInt8[Tensor, "H W C"]:
+def to_bytes(image: Float[Tensor, "H W C"], depths: DepthRange) -> UInt8[Tensor, "H W C"]:
     """A teacher view as the pool keeps it.
 
-    A byte for z is a step of 0.4 % of the range between the planes, far less than a student's error. 0 is left to what
-    is not known; a z in front of the near plane, a floater's, becomes that too.
+    A byte for depth is a step of 0.4 % of the range between the planes, in z or in 1/z as the student learns it: far
+    less than its error. 0 is left to what is not known; a z in front of the near plane, a floater's, becomes that too.
     """
     if image.shape[-1] == 5:
-        near, far = depths
-        image = torch.cat([image[..., :4], ((image[..., 4:] - near) / (far - near)).clamp(0, 1)], dim=-1)
+        # z is 0 where it is not known, and a division by that would be infinite, or no number.
+        z = image[..., 4:]
+        part = torch.where(z > 0, depths.part(z.clamp_min(1e-9)), 0.0)
+        image = torch.cat([image[..., :4], part.clamp(0, 1)], dim=-1)
     return (image * 255).round().to(torch.uint8)
 
 
-def from_bytes(image: UInt8[Tensor, "H W C"], depths: Tuple[float, float]) -> Float[Tensor, "H W C"]:
+def from_bytes(image: UInt8[Tensor, "H W C"], depths: DepthRange) -> Float[Tensor, "H W C"]:
     """The reverse of ``to_bytes``."""
     image = image.float() / 255
     if image.shape[-1] == 5:
-        near, far = depths
-        depth = image[..., 4:]
-        image = torch.cat([image[..., :4], torch.where(depth > 0, near + (far - near) * depth, 0.0)], dim=-1)
+        part = image[..., 4:]
+        image = torch.cat([image[..., :4], torch.where(part > 0, depths.at(part), 0.0)], dim=-1)
     return image
 
 
-def _open_cache(folder: Path, shape: Tuple[int, int, int, int], identity: str, depths: Tuple[float, float]):
+def _open_cache(folder: Path, shape: Tuple[int, int, int, int], identity: str, depths: DepthRange):
     """Memory maps of the cached views (N, H, W, C) and of their records (N, 15): pose, corner, running number.
 
     With them come the planes between which a cache keeps depth: those of the run that began it.
@@ -221,7 +225,7 @@ def _open_cache(folder: Path, shape: Tuple[int, int, int, int], identity: str, d
             np.lib.format.open_memmap(folder / "records.npy", "w+", np.float64, (capacity, 15))[:] = np.nan
             path.write_text(json.dumps({**header, "depths": depths}, indent=2))
         found = json.loads(path.read_text())
-        kept = tuple(found.pop("depths", depths))
+        kept = DepthRange(*found.pop("depths", depths))
         if found != header:
             raise UserError(f"{folder} holds views of another teacher, size or capacity, or other outputs of it: empty "
                             "it or name another folder with --pipeline.datamanager.cache-dir.")  # fmt: skip

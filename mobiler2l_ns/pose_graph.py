@@ -59,14 +59,13 @@ class PoseToImage(nn.Module):
         """
         rays_d = c2w[:, :, :3] @ self.sampler.directions().T  # (B, 3, h*w)
         rays_o = c2w[:, :, 3:]
-        points = torch.cat([rays_o + z * rays_d for z in self.sampler.depths], dim=1)
+        points = torch.cat([self.sampler.contract(rays_o + z * rays_d, axis=1) for z in self.sampler.depths], dim=1)
         codes = self.embedder(points.reshape(-1, 3 * self.sampler.num_points, *self.cells)).to(self.dtype)
         features = self.head(codes)
         image = self.super_resolution(self.body(features) + features).float()
         channels = [image[:, :3], image[:, 3:4], image[:, 4:5]][: len(OUTPUT_NAMES[self.outputs])]
         if self.outputs == "rgbad":
-            near, far = self.sampler.near, self.sampler.far
-            channels[2] = near + (far - near) * channels[2]
+            channels[2] = self.sampler.range.at(channels[2])
         return tuple(channels)
 
 

@@ -139,6 +139,17 @@ class PathPoses:
         return look_at(position, position - back, up)
 
 
+def cameras_cube(c2w: Float[Tensor, "N 3 4"], smallest: float) -> Tuple[Float[Tensor, "3"], float]:
+    """Centre and half side of the cube, along the world's axes, that all cameras stand in.
+
+    Args:
+        c2w: Poses of the capture.
+        smallest: Half side where the cameras stand closer together.
+    """
+    low, high = c2w[:, :, 3].amin(0), c2w[:, :, 3].amax(0)
+    return (low + high) / 2, max(float((high - low).max()) / 2, smallest)
+
+
 def fit_poses(c2w: Float[Tensor, "N 3 4"], kind: PoseKind = "auto") -> PoseSampler:
     """The pose distribution of a capture.
 

@@ -2,32 +2,61 @@
 
 h, w: ray grid; K: points a ray. Rays are not normalised (see cameras.py): a point's ``z`` is its distance from the
 camera plane, as in Snap's Lens template and in MobileR2L (Cao et al. 2023, Sec. 3.1).
+
+Bounded, for objects: even in z, coded as they are. Unbounded, for the world around a camera: even in 1/z, and drawn
+together far from the cameras, so that the positional code of a point means something at any distance.
 """
 
-from typing import Optional
+from typing import Literal, NamedTuple, Optional, Sequence, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Points = Literal["bounded", "unbounded"]
+Number = Union[float, Tensor]
+
+
+class DepthRange(NamedTuple):
+    """The planes between which points and depth lie, and what is even between them: z, or 1/z if unbounded."""
+
+    near: Number
+    far: Number
+    unbounded: bool = False
+
+    def at(self, part: Number) -> Number:
+        """z at a part of the way: 0 is the near plane, 1 the far plane."""
+        if self.unbounded:
+            return self.near * self.far / (self.far - (self.far - self.near) * part)
+        return self.near + (self.far - self.near) * part
+
+    def part(self, z: Number) -> Number:
+        """The reverse of ``at``."""
+        part = (z - self.near) / (self.far - self.near)
+        return part * self.far / z if self.unbounded else part
+
 
 class Sampler(nn.Module):
-    """K points a ray, evenly spaced in z between near and far.
+    """K points a ray between near and far.
 
-    The pinhole (ray grid and its focal length) and the depth range are buffers: they travel with the weights, so an
-    exported or reloaded student never has to guess the camera it was trained with.
+    The pinhole (ray grid and its focal length), the depth range and the contraction are buffers: they travel with the
+    weights, so an exported or reloaded student never has to guess the camera it was trained with.
 
     Args:
         num_points: K.
+        unbounded: Points even in 1/z, and contracted; else even in z, as they are.
     """
 
-    def __init__(self, num_points: int):
+    def __init__(self, num_points: int, unbounded: bool = False):
         super().__init__()
-        self.num_points = num_points
+        self.num_points, self.unbounded = num_points, unbounded
         self.register_buffer("grid", torch.zeros(2, dtype=torch.long))  # h, w
         self.register_buffer("focal", torch.zeros(()))  # in cells: pixels / upscale
         self.register_buffer("near", torch.zeros(()))
         self.register_buffer("far", torch.ones(()))
+        if unbounded:
+            self.register_buffer("centre", torch.zeros(3))
+            self.register_buffer("radius", torch.ones(()))
 
     def set_camera(self, h: int, w: int, focal: float, near: float, far: float) -> None:
         """Fixes the pinhole and the depth range.
@@ -43,14 +72,29 @@ class Sampler(nn.Module):
         for buffer, value in ((self.focal, focal), (self.near, near), (self.far, far)):
             buffer.fill_(value)
 
+    def set_contraction(self, centre: Sequence[float], radius: float) -> None:
+        """Fixes the cube that stays as it is, of an unbounded sampler.
+
+        Args:
+            centre: Of the cube, world units.
+            radius: Half its side, world units.
+        """
+        self.centre.copy_(torch.as_tensor(centre))
+        self.radius.fill_(radius)
+
+    @property
+    def range(self) -> DepthRange:
+        """Near and far, and what is even between them."""
+        return DepthRange(self.near, self.far, self.unbounded)
+
     @property
     def depths(self) -> Tensor:
         """z of the K points, (K,)."""
         steps = torch.linspace(0.0, 1.0, self.num_points, dtype=self.near.dtype, device=self.near.device)
-        return self.near + (self.far - self.near) * steps
+        return self.range.at(steps)
 
     def jittered_depths(self, rays_d: Tensor) -> Tensor:
-        """One random z in each of the K cells around the even depths, (..., K) for directions (..., 3).
+        """One random z in each of the K cells around the depths, (..., K) for directions (..., 3).
 
         Stratified sampling as in NeRF (Mildenhall et al. 2020, Eq. 2), which R2L and MobileR2L use as augmentation.
         """
@@ -65,13 +109,31 @@ class Sampler(nn.Module):
         Args:
             rays_o: (..., 3), or anything that broadcasts against rays_d.
             rays_d: (..., 3), not normalised.
-            depths: (..., K) or (K,); left out: the even depths.
+            depths: (..., K) or (K,); left out: those of all cameras.
 
         Returns:
             (..., 3K), column 3k + axis.
         """
         depths = self.depths if depths is None else depths
-        return torch.cat([rays_o + depths[..., k : k + 1] * rays_d for k in range(self.num_points)], dim=-1)
+        points = [rays_o + depths[..., k : k + 1] * rays_d for k in range(self.num_points)]
+        return torch.cat([self.contract(point, axis=-1) for point in points], dim=-1)
+
+    def contract(self, points: Tensor, axis: int) -> Tensor:
+        """Points as they are coded: unbounded ones in the cube of side 4 around 0.
+
+        That is what mip-NeRF 360 (Barron et al. 2022, Eq. 10) does, with a cube for the ball as in nerfacto: with the
+        cameras' cube as the unit, x stays where m = max |x| is at most 1, and becomes (2 - 1/m) x/m outside.
+
+        Args:
+            points: World units, with x, y and z along ``axis``.
+        """
+        if not self.unbounded:
+            return points
+        shape = [1] * points.ndim
+        shape[axis] = 3
+        points = (points - self.centre.view(shape)) / self.radius
+        m = points.abs().amax(dim=axis, keepdim=True).clamp(min=1.0)
+        return points * ((2.0 - 1.0 / m) / m)
 
     def directions(self) -> Tensor:
         """Directions of the grid's rays in camera axes, (h*w, 3), row-major."""
@@ -101,4 +163,24 @@ class Sampler(nn.Module):
         rays_d = x * right + y * up + back * -1.0
         along = self.depths[:, None, None] * torch.eye(3, dtype=x.dtype, device=x.device)  # (K, 3, 3)
         origins = torch.cat([c2w13.transpose(1, 3)] * self.num_points, dim=1)  # (1, 3K, 1, 1)
-        return (F.conv2d(rays_d, along.reshape(-1, 3, 1, 1)) + origins).permute(0, 2, 3, 1)
+        points = F.conv2d(rays_d, along.reshape(-1, 3, 1, 1)) + origins
+        return (self._contract_channels(points) if self.unbounded else points).permute(0, 2, 3, 1)
+
+    def _contract_channels(self, points: Tensor) -> Tensor:
+        """``contract`` of points (1, 3K, 1, h*w), channel 3k + axis, without the operators that SnapML lacks.
+
+        max(a, b) is relu(a - b) + b. Axes are picked, and factors handed to all three of a point, by convolutions with
+        zeros and ones, which round nothing.
+        """
+        axes = torch.eye(3 * self.num_points, dtype=points.dtype, device=points.device)
+        x, y, z = axes.view(-1, 3, 3 * self.num_points, 1, 1).unbind(1)
+        ones = torch.ones(1, self.num_points, 1, 1, dtype=points.dtype, device=points.device)
+        shift = (self.centre * -1.0).repeat(self.num_points)[None, :, None, None]
+        points = (points + shift) * (1.0 / self.radius).expand_as(shift)
+        size = points.abs()
+        larger = F.relu(F.conv2d(size, x - y)) + F.conv2d(size, y)
+        largest = F.relu(larger + F.conv2d(size, z * -1.0)) + F.conv2d(size, z)
+        outside = F.relu(largest + ones * -1.0)  # m - 1
+        shrink = ones / (outside + ones)  # 1/m
+        factor = shrink + outside * shrink * shrink  # (2 - 1/m) / m
+        return points * F.conv2d(factor, (x + y + z).transpose(0, 1))

@@ -102,6 +102,8 @@ _ELEMENTWISE = Operator(
     "broadcasts over channels and pixels at once; SnapML does not",
 )
 
+_ELEMENTWISE_NOT_ON_NPU = _ELEMENTWISE._replace(runs_on=lambda layer: _elementwise(layer) - {NPU}, limits={NPU: "no"})
+
 OPERATORS: Dict[str, Operator] = {
     "Conv": Operator(
         _convolution,
@@ -121,6 +123,8 @@ OPERATORS: Dict[str, Operator] = {
     "Sigmoid": _EVERYWHERE,
     "Add": _ELEMENTWISE,
     "Mul": _ELEMENTWISE,
+    "Div": _ELEMENTWISE_NOT_ON_NPU,
+    "Abs": _EVERYWHERE,
     "Concat": Operator(_concatenation, {NPU: "along the channels"}),
     "Sin": _NOT_ON_NPU,
     "Cos": _NOT_ON_NPU,

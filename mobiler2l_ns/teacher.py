@@ -112,10 +112,11 @@ class FrozenTeacher:
         return outputs
 
 
-def depth_range(teacher: Teacher, cameras: Cameras) -> Tuple[float, float]:
+def depth_range(teacher: Teacher, cameras: Cameras, unbounded: bool = False) -> Tuple[float, float]:
     """Near and far plane, tight around what the teacher shows to the given cameras.
 
-    One percent of the surfaces on either side is left out (floaters, sky), then the range grows by 3 percent.
+    One percent of the surfaces on either side is left out (floaters, sky), then the range grows by 3 percent: in z, or,
+    unbounded, in 1/z, to at most twice as far.
 
     Raises:
         UserError: The teacher shows nothing at all.
@@ -125,6 +126,9 @@ def depth_range(teacher: Teacher, cameras: Cameras) -> Tuple[float, float]:
         raise UserError("the teacher's views are empty: train it longer, or pass another one with "
                         "--pipeline.datamanager.teacher.")  # fmt: skip
     near, far = torch.quantile(depths[torch.randperm(len(depths))[: 1 << 20]], torch.tensor([0.01, 0.99])).tolist()
+    if unbounded:
+        margin = 0.03 * (1 / near - 1 / far)
+        return 1 / (1 / near + margin), 1 / max(1 / far - margin, 0.5 / far)
     margin = 0.03 * (far - near) + 1e-3 * far
     return max(near - margin, 0.05 * near), far + margin
 

@@ -23,6 +23,7 @@ from mobiler2l_ns.onnx_graph import rename_operators
 from mobiler2l_ns.pose_graph import OUTPUT_NAMES, Outputs
 from mobiler2l_ns.precision import Precision
 from mobiler2l_ns.runtime import Renderer
+from mobiler2l_ns.sampler import DepthRange
 from mobiler2l_ns.snap_files import snap_network_name, with_relu
 from mobiler2l_ns.snap_operators import check_snap_operators
 
@@ -189,8 +190,8 @@ def _verify_three(truth: Truth, folder: Path, network: str, images: np.ndarray, 
 
 def _pictures(model, truth: Truth, outputs: Outputs) -> List[np.ndarray]:
     """What a graph from pose to pictures must return, one array an output."""
-    near, far = float(model.sampler.near), float(model.sampler.far)
-    parts = [truth.images[:, :3], truth.images[:, 3:4], near + (far - near) * truth.images[:, 4:5]]
+    planes = DepthRange(float(model.sampler.near), float(model.sampler.far), model.sampler.unbounded)
+    parts = [truth.images[:, :3], truth.images[:, 3:4], planes.at(truth.images[:, 4:5])]
     return parts[: len(OUTPUT_NAMES[outputs])]
 
 
@@ -240,6 +241,7 @@ def _tolerances(model, poses: Tensor, points: np.ndarray, rounding: float) -> Di
     - Points: o + z (x r + y u - b). A term is rounded at most eight times on its way: x, its product, two sums, z
       twice, the product with z and the last sum; each time by u of at most |o| + far |d|, d being the longest ray
       (rows of a rotation have length 1, so by Cauchy-Schwarz the terms add up to no more than |d|).
+    - Contracted points: see _contracted_tolerance.
     - Codes: scaling by 2^l is exact and the slope of sin at most 1. What remains is the reduction of the argument, u
       of at most 2^(L-1) |x|, and a few u of the polynomial that follows; doubling an angle turns an error e of
       its sine and cosine into at most 4 e + 3 u: from 2 u to 47 u where that is done twice.
@@ -250,9 +252,27 @@ def _tolerances(model, poses: Tensor, points: np.ndarray, rounding: float) -> Di
     origin = float(poses[:, :, 3].abs().max())
     ray = float(model.sampler.directions().norm(dim=-1).max())
     angle = 2 ** (model.embedder.num_frequencies - 1) * float(np.abs(points).max())
+    if model.sampler.unbounded:
+        placed = _contracted_tolerance(model.sampler, origin, ray, points)
+    else:
+        placed = 8 * _U * (origin + float(model.sampler.far) * ray)
     return {
-        "points": 8 * _U * (origin + float(model.sampler.far) * ray),
+        "points": placed,
         "codes": _U * (angle + 48),
         "images": IMAGE_TOLERANCE,
         "chain": max(IMAGE_TOLERANCE, 4 * rounding),
     }
+
+
+def _contracted_tolerance(sampler, origin: float, ray: float, points: np.ndarray) -> float:
+    """The same for contracted points.
+
+    1/z takes four roundings more than z; moving and scaling to the cameras' cube takes two. The contraction hands an
+    error on at most 3/2 times, and outside at most 3/m times, as x/m moves by 2/m of it; 1/m is 2 - max |point|. Its
+    own arithmetic rounds numbers of at most 2 another eight times.
+    """
+    depths = sampler.depths.numpy()[:, None]
+    reach = 12 * _U * (origin + float(sampler.centre.abs().max()) + depths * ray) / float(sampler.radius) + 2 * _U
+    largest = np.abs(points).reshape(-1, sampler.num_points, 3).max(axis=-1)
+    slope = np.minimum(1.5, 3 * (2 - largest.min(axis=0)))[:, None]
+    return float((reach * slope).max()) + 16 * _U
