@@ -27,7 +27,7 @@ class CheckedCapture:
             raise UserError(f"there is no {data}: pass the folder of a posed capture with --data.")
         try:
             super().__init__(config, *args, **kwargs)
-        except (OSError, LookupError, TypeError, AssertionError, ValueError) as error:
+        except (OSError, LookupError, TypeError, AssertionError, ValueError, AttributeError) as error:
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise UserError(
                 f"{data} cannot be read as {parser} ({reason}): it needs photos with poses in transforms.json; "

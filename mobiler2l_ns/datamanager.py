@@ -17,7 +17,7 @@ from typing import Dict, Iterator, List, Literal, Optional, Tuple, Type
 import torch
 import tyro
 from jaxtyping import Float, UInt8
-from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
@@ -165,6 +165,7 @@ class DistillationDataManager(CaptureDataManager):
         if self.test_mode != "val":
             return
         check_windows(self.config.windows_per_batch)
+        check_pinholes(self.train_dataset)
         self._check_same_world()
         upscale = self.config.upscale
         self.size = student_size(self.train_dataset, self.config.image_size, upscale)
@@ -498,6 +499,18 @@ def check_windows(windows_per_batch: int) -> None:
         )
 
 
+def check_pinholes(dataset: InputDataset) -> None:
+    """Raises UserError, naming the photo, for cameras whose rays have no depth along one axis: fisheye, panoramas."""
+    other = (dataset.cameras.camera_type[:, 0] != CameraType.PERSPECTIVE.value).nonzero()
+    if len(other):
+        name = dataset.image_filenames[int(other[0])]
+        raise UserError(
+            f"{name} is a fisheye photo or a panorama, and a student sees through a pinhole: undistort the photos "
+            "(e.g. with `colmap image_undistorter`), or cut panoramas into flat pictures with "
+            "`ns-process-data images --camera-type equirectangular`."
+        )
+
+
 def add_up(statistics: List[Dict[str, float]]) -> Dict[str, float]:
     """Statistics of all processes as one: sizes and seconds are summed, the rest is the main process's."""
     summed = ("capacity", "frames", "bytes", "teacher_seconds")
@@ -505,15 +518,17 @@ def add_up(statistics: List[Dict[str, float]]) -> Dict[str, float]:
 
 
 def student_size(dataset: InputDataset, image_size: Optional[Tuple[int, int]], upscale: int) -> Tuple[int, int]:
-    """(H, W) of the student's picture.
+    """(H, W) of the student's picture: the given size, or the one that most photos have.
 
     Raises:
         UserError: The size is not divisible by the upscale factor.
     """
-    width, height = image_size or (int(dataset.cameras.width[0]), int(dataset.cameras.height[0]))
+    sizes = list(zip(dataset.cameras.width[:, 0].tolist(), dataset.cameras.height[:, 0].tolist()))
+    width, height = image_size or max(dict.fromkeys(sizes), key=sizes.count)  # the first of equals
     if width < upscale or height < upscale or width % upscale or height % upscale:
         near_w, near_h = (max(upscale, upscale * (n // upscale)) for n in (width, height))
-        source = "--pipeline.datamanager.image-size" if image_size else str(dataset.image_filenames[0])
+        named = "--pipeline.datamanager.image-size"
+        source = named if image_size else str(dataset.image_filenames[sizes.index((width, height))])
         raise UserError(
             f"{source} is {width}x{height}, which the network's upscale factor {upscale} does not divide: "
             f"pass --pipeline.datamanager.image-size {near_w} {near_h}."

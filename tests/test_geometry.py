@@ -14,6 +14,7 @@ from mobiler2l_ns.cameras import pinhole_cameras, ray_lengths, student_rays, stu
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.losses import alpha_loss, depth_loss
 from mobiler2l_ns.pool import FramePool
+from mobiler2l_ns.sampler import DepthRange
 from mobiler2l_ns.teacher import FrozenTeacher
 
 BYTE = 1 / 255
@@ -108,7 +109,7 @@ def test_a_teacher_without_geometry_says_so_once(monkeypatch, capsys):
 
 def filled_pool(depths, cache=None, views=0) -> FramePool:
     """A pool of 2 x 3 pixel views at z = 2, 3, 6 and, in the second row, where there is none."""
-    pool = FramePool(2, (2, 3), (2, 3), 10.0, 1, "cpu", cache, channels=5, depths=depths)
+    pool = FramePool(2, (2, 3), (2, 3), 10.0, 1, "cpu", cache, channels=5, depths=DepthRange(*depths))
     view = torch.zeros(2, 3, 5)
     view[0, :, 3], view[0, :, 4] = 1.0, torch.tensor([2.0, 3.0, 6.0])
     for _ in range(views):
@@ -122,6 +123,8 @@ def test_depth_is_kept_between_the_planes():
     assert pool.images[0, :, :, 4].tolist() == [[0, 128, 255], [0, 0, 0]]
     assert pool.images[0, :, :, 3].tolist() == [[255] * 3, [0] * 3]
     assert pool.nbytes == 2 * (2 * 3 * 5 + 12 * 4 + 2 * 8)
+    # Between 1/2 and 1/4, 1/3 is two thirds of the way.
+    assert filled_pool((2.0, 4.0, True), views=1).images[0, :, :, 4].tolist() == [[0, 170, 255], [0, 0, 0]]
     assert pool.sample(7, 2, 3).pixels.shape == (7, 2, 3, 5)
 
 
@@ -156,7 +159,8 @@ def check_against_the_ball(bundle, batch, stub, camera) -> None:
     near, far = camera["near"], camera["far"]
     m = len(batch["depth"])
     z, known = z[:m], (z[:m] > near + 0.01) & (batch["alpha"][:m] > 0)
-    error = (batch["depth"] - ((z - near) / (far - near)).clamp(0, 1))[known].abs()
+    part = DepthRange(near, far, camera["points"] == "unbounded").part(z)
+    error = (batch["depth"] - part.clamp(0, 1))[known].abs()
     assert known.any() and (error < 0.51 * BYTE + 1e-4).float().mean() > 0.999
     assert (batch["depth"][z == 0] == 0).float().mean() > 0.999
 

@@ -1,0 +1,127 @@
+"""Captures of every dialect, from phones: mixed sizes and focal lengths, portrait and landscape, lens distortion."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
+from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+from mobiler2l_ns.capture import CaptureDataManagerConfig
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.poses import look_at
+
+AS_IT_IS = {"orientation_method": "none", "center_method": "none", "auto_scale_poses": False}
+LENS = {"k1": -0.08, "k2": 0.02, "p1": 0.01, "p2": -0.008}
+PHONE = {"fl_x": 44.0, "fl_y": 44.0, "cx": 16.5, "cy": 11.6, "w": 32, "h": 24}
+UPRIGHT = {"fl_x": 50.0, "fl_y": 50.0, "cx": 12.0, "cy": 16.0, "w": 24, "h": 32}
+LARGE = {"fl_x": 80.0, "fl_y": 80.0, "cx": 32.0, "cy": 24.0, "w": 64, "h": 48}
+MIXED = [PHONE, UPRIGHT, PHONE, LARGE, PHONE, UPRIGHT, PHONE, LARGE, UPRIGHT, PHONE]
+
+
+def take_photos(folder, stub, intrinsics, lens):
+    """Photos of the ball from a ring of cameras, and their frames in nerfstudio's dialect."""
+    (folder / "images").mkdir(parents=True)
+    count, frames = len(intrinsics), []
+    turn = torch.arange(count) * 2 * math.pi / count
+    position = torch.stack([3.5 * turn.cos(), 3.5 * turn.sin(), torch.full((count,), 2.0)], dim=-1)
+    poses = look_at(position, torch.zeros(count, 3), torch.tensor([0.0, 0, 1]))
+    for k, (pose, camera) in enumerate(zip(poses, intrinsics)):
+        bent = torch.tensor([[lens.get(name, 0.0) for name in ("k1", "k2", "k3", "k4", "p1", "p2")]])
+        numbers = (camera[name] for name in ("fl_x", "fl_y", "cx", "cy", "w", "h"))
+        picture = stub.render(Cameras(pose[None], *numbers, bent))
+        Image.fromarray((picture * 255).round().byte().numpy()).save(folder / "images" / f"{k}.png")
+        matrix = [*pose.tolist(), [0, 0, 0, 1]]
+        frames.append({"file_path": f"images/{k}.png", "transform_matrix": matrix, **camera, **lens})
+    return frames
+
+
+def write_nerfstudio(folder, frames):
+    (folder / "transforms.json").write_text(json.dumps({"camera_model": "OPENCV", "frames": frames}))
+    return NerfstudioDataParserConfig(data=folder, **AS_IT_IS)
+
+
+def write_instant_ngp(folder, frames):
+    shared = {name: frames[0][name] for name in (*PHONE, *LENS) if name in frames[0]}
+    (folder / "transforms.json").write_text(json.dumps({**shared, "frames": frames}))
+    return InstantNGPDataParserConfig(data=folder, scene_scale=1.0)
+
+
+def write_colmap(folder, frames):
+    model = folder / "colmap" / "sparse" / "0"
+    model.mkdir(parents=True)
+    cameras, images = [], []
+    for k, frame in enumerate(frames, start=1):
+        numbers = [frame.get(name, 0.0) for name in ("w", "h", "fl_x", "fl_y", "cx", "cy", "k1", "k2", "p1", "p2")]
+        cameras.append(f"{k} OPENCV {' '.join(map(str, numbers))}\n")
+        c2w = np.array(frame["transform_matrix"]) @ np.diag([1, -1, -1, 1])
+        w2c = np.linalg.inv(c2w)
+        x, y, z, w = Rotation.from_matrix(w2c[:3, :3]).as_quat()
+        place = " ".join(map(str, (w, x, y, z, *w2c[:3, 3])))
+        images.append(f"{k} {place} {k} {frame['file_path'].removeprefix('images/')}\n0 0 -1\n")
+    for name, lines in (("cameras", cameras), ("images", images), ("points3D", ["1 0 0 1 200 200 200 0.1 1 0\n"])):
+        (model / f"{name}.txt").write_text("".join(lines))
+    return ColmapDataParserConfig(data=folder, assume_colmap_world_coordinate_convention=False, **AS_IT_IS)
+
+
+CAPTURES = {
+    "nerfstudio, mixed": (write_nerfstudio, MIXED, {}),
+    "nerfstudio, mixed and bent": (write_nerfstudio, MIXED, LENS),
+    "colmap, mixed and bent": (write_colmap, MIXED, LENS),
+    "instant-ngp, bent": (write_instant_ngp, [PHONE] * 10, LENS),
+}
+
+
+@pytest.mark.parametrize("name", CAPTURES)
+def test_a_student_learns_from_every_dialect(name, build_pipeline, stub_teacher, tmp_path):
+    """Photo windows belong to their rays, through lens, resize and crop; steps, evaluation and teacher data work."""
+    write, intrinsics, lens = CAPTURES[name]
+    parser = write(tmp_path / "photos", take_photos(tmp_path / "photos", stub_teacher, intrinsics, lens))
+    options = {"data": tmp_path / "photos", "dataparser": parser, "windows_per_batch": 30}
+    pipeline = build_pipeline("rgbad", photo_share=1.0, window_cells=1, **options)
+    datamanager, model = pipeline.datamanager, pipeline.model
+    # Most photos are 32 x 24; a window is one cell of 8 x 8 pixels.
+    assert datamanager.size == (24, 32) and model.config.points == "unbounded"
+    cameras, photos = datamanager.photos.cameras, datamanager.photos.images.float() / 255
+    for k in range(len(photos)):
+        rays = cameras[k : k + 1].generate_rays(0, keep_shape=True)
+        across = torch.linalg.cross(rays.origins, rays.directions, dim=-1).norm(dim=-1)
+        error = (photos[k] - stub_teacher.colours(rays.origins, rays.directions)).abs().amax(dim=-1)[across < 0.7]
+        assert len(error) > 30 and error.max() < 0.03
+    for step in range(2):
+        _, losses, _ = pipeline.get_train_loss_dict(step)
+        sum(losses.values()).backward()
+    model.eval()
+    for camera, batch in datamanager.fixed_indices_eval_dataloader:
+        outputs = model.get_outputs_for_camera(camera)
+        assert outputs["rgb"].shape == batch["image"].shape
+        model.get_image_metrics_and_images(outputs, batch)
+    teacher = CaptureDataManagerConfig(data=options["data"], dataparser=parser, train_num_rays_per_batch=64)
+    rays, batch = teacher.setup(device="cpu", test_mode="val", world_size=1, local_rank=0).next_train(0)
+    assert len(rays) == len(batch["image"]) == 64
+
+
+def test_fisheye_photos_are_refused_in_a_sentence(build_pipeline, stub_teacher, tmp_path):
+    folder = tmp_path / "photos"
+    parser = write_nerfstudio(folder, take_photos(folder, stub_teacher, [PHONE] * 4, {}))
+    meta = json.loads((folder / "transforms.json").read_text())
+    for model in ("OPENCV_FISHEYE", "EQUIRECTANGULAR"):
+        (folder / "transforms.json").write_text(json.dumps({**meta, "camera_model": model}))
+        with pytest.raises(UserError, match="0.png is a fisheye photo or a panorama.*undistort") as caught:
+            build_pipeline(data=folder, dataparser=parser)
+        assert "\n" not in str(caught.value)
+
+
+def test_instant_ngp_without_a_focal_length_is_one_sentence(stub_teacher, tmp_path):
+    folder = tmp_path / "photos"
+    frames = take_photos(folder, stub_teacher, [PHONE] * 2, {})
+    (folder / "transforms.json").write_text(json.dumps({"w": 32, "h": 24, "frames": frames}))
+    config = CaptureDataManagerConfig(data=folder, dataparser=InstantNGPDataParserConfig(data=folder))
+    with pytest.raises(UserError, match="Focal length cannot be calculated"):
+        config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
