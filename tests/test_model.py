@@ -106,6 +106,21 @@ def test_camera_and_focus_travel_with_the_weights():
     assert other.focus_depths.tolist() == pytest.approx([3.8, 4.2])
 
 
+def test_an_unbounded_student_is_reloaded_from_its_config_alone():
+    """What auto resolved to is in the config; one from before there was a choice is bounded."""
+    model = make_model(outputs="rgbad", points="unbounded", contraction=((1.0, 2.0, 3.0), 0.5))
+    assert model.config.points == "unbounded"
+    box = SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3]))
+    again = model.config.setup(scene_box=box, num_train_data=1, metadata={})
+    again.load_state_dict(model.state_dict())
+    assert again.sampler.centre.tolist() == [1, 2, 3] and float(again.sampler.radius) == 0.5
+    # Half-way from 1/3 to 1/5 in 1/z is 4/15.
+    torch.testing.assert_close(again._distance(torch.full((32, 48, 1), 0.5), camera_at(4.0), torch.zeros(()))[16, 24],
+                               torch.tensor([15 / 4]), atol=1e-3, rtol=0)  # fmt: skip
+    old = MobileR2LModelConfig(network=model.config.network)
+    assert old.setup(scene_box=box, num_train_data=1, metadata={}).config.points == "bounded"
+
+
 def test_crop_box_masks_what_misses_it():
     model, camera = make_model(), camera_at(4.0)
     box = OrientedBox.from_params((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.2, 0.2, 0.2))
