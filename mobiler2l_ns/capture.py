@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Type
 
 import torch
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager, FullImageDatamanagerConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
@@ -44,6 +45,9 @@ class CheckedCapture:
     def create_eval_dataset(self) -> InputDataset:
         """The held-out split, checked."""
         dataset = super().create_eval_dataset()
+        if len(dataset) == 0:
+            raise UserError(f"{self.get_datapath()} has too few photos to hold one out: take at least ten.")
+        dataset.cameras = with_batch_axis(dataset.cameras)
         check_cameras(dataset._dataparser_outputs, self.get_datapath())
         for name in ("fx", "fy"):  # blender-data's are float64, on which `ns-render spiral` fails
             setattr(dataset.cameras, name, getattr(dataset.cameras, name).float())
@@ -76,6 +80,18 @@ class PhotoDataManager(CheckedCapture, FullImageDatamanager):
     config: PhotoDataManagerConfig
 
 
+def with_batch_axis(cameras: Cameras) -> Cameras:
+    """Cameras of shape (N,); a lone one with the axis of the batch, which nerfstudio may leave out."""
+    if cameras.fx.ndim == 2:
+        return cameras
+    names = ("fx", "fy", "cx", "cy", "width", "height", "camera_type")
+    numbers = {name: getattr(cameras, name).reshape(-1, 1) for name in names}
+    distortion = cameras.distortion_params
+    if distortion is not None:
+        distortion = distortion.reshape(-1, 6)
+    return Cameras(cameras.camera_to_worlds.reshape(-1, 3, 4), **numbers, distortion_params=distortion)
+
+
 def check_cameras(outputs, data: Path) -> None:
     """Raises UserError, naming the photo, for a capture without photos or with an unusable camera."""
     if len(outputs.image_filenames) == 0:
@@ -83,8 +99,10 @@ def check_cameras(outputs, data: Path) -> None:
             f"{data} lists no photos: its transforms.json needs frames with file_path and transform_matrix."
         )
     cameras = outputs.cameras
-    values = torch.cat([cameras.camera_to_worlds.flatten(1), cameras.fx, cameras.fy, cameras.cx, cameras.cy], dim=-1)
-    bad = (~torch.isfinite(values)).any(dim=-1) | (cameras.fx <= 0).any(dim=-1)
+    # A lone camera may have its numbers without the batch's axis.
+    parts = (cameras.camera_to_worlds, cameras.fx, cameras.fy, cameras.cx, cameras.cy)
+    values = torch.cat([part.reshape(len(outputs.image_filenames), -1) for part in parts], dim=-1)
+    bad = (~torch.isfinite(values)).any(dim=-1) | (values[:, 12] <= 0)
     if bad.any():
         name = outputs.image_filenames[int(bad.nonzero()[0])]
         raise UserError(f"the camera of {name} has a NaN, an infinite number or no focal length: "

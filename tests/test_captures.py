@@ -109,13 +109,19 @@ def test_a_student_learns_from_every_dialect(name, build_pipeline, stub_teacher,
 
 def test_fisheye_photos_are_refused_in_a_sentence(build_pipeline, stub_teacher, tmp_path):
     folder = tmp_path / "photos"
-    parser = write_nerfstudio(folder, take_photos(folder, stub_teacher, [PHONE] * 4, {}))
+    parser = write_nerfstudio(folder, take_photos(folder, stub_teacher, [PHONE] * 10, {}))
     meta = json.loads((folder / "transforms.json").read_text())
     for model in ("OPENCV_FISHEYE", "EQUIRECTANGULAR"):
         (folder / "transforms.json").write_text(json.dumps({**meta, "camera_model": model}))
         with pytest.raises(UserError, match="0.png is a fisheye photo or a panorama.*undistort") as caught:
             build_pipeline(data=folder, dataparser=parser)
         assert "\n" not in str(caught.value)
+
+
+def test_too_few_photos_to_hold_one_out(stub_teacher, tmp_path):
+    parser = write_nerfstudio(tmp_path / "photos", take_photos(tmp_path / "photos", stub_teacher, [PHONE] * 4, {}))
+    with pytest.raises(UserError, match="photos has too few photos to hold one out"):
+        CaptureDataManagerConfig(data=parser.data, dataparser=parser).setup(device="cpu", test_mode="val")
 
 
 def test_instant_ngp_without_a_focal_length_is_one_sentence(stub_teacher, tmp_path):
