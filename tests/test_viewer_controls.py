@@ -107,7 +107,7 @@ def test_nobody_but_a_viewer_is_offered_the_teacher(build_pipeline, stub_teacher
         viewer.render()
         renders = stub_teacher.renders
         assert list(pipeline.model.get_outputs_for_camera(camera)) == plain
-        pipeline.get_eval_image_metrics_and_images(0)
+        pipeline.get_average_eval_image_metrics(0)
     assert stub_teacher.renders == renders
 
 
