@@ -1,8 +1,10 @@
 """Every method trains for two real steps through nerfstudio's own train_loop, from the installed entry points."""
 
 import copy
+import importlib.util
 import json
 import shutil
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from PIL import Image
 from mobiler2l_ns.cameras import pinhole_cameras
 from mobiler2l_ns.checkpoints import checkpoint_steps, load_model, read_config
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.export import ExportMobileR2L
 from mobiler2l_ns.metrics import psnr, without_lpips_download
 from mobiler2l_ns.runtime import Renderer
 from mobiler2l_ns.teacher import FrozenTeacher
@@ -46,7 +49,8 @@ def installed_methods() -> dict:
 
 
 def two_steps(
-    method: str, data: Path, outputs: Path, load_dir=None, student="rgb", model=None, **datamanager
+    method: str, data: Path, outputs: Path, load_dir=None, load_checkpoint=None, student="rgb", model=None,
+    **datamanager,
 ) -> Path:  # fmt: skip
     """Trains a method, ours or nerfstudio's, for two steps on a CPU and returns the run's config.yml."""
     from nerfstudio.configs.method_configs import all_methods
@@ -70,7 +74,7 @@ def two_steps(
     for part, options in ((config.pipeline.datamanager, datamanager), (config.pipeline.model, model or {})):
         for name, value in options.items():
             setattr(part, name, value)
-    config.load_dir = load_dir
+    config.load_dir, config.load_checkpoint = load_dir, load_checkpoint
     config.save_config()
     with without_lpips_download():
         train_loop(0, 1, config)
@@ -190,6 +194,36 @@ def test_no_teacher_for_the_data_says_how_to_train_one(capture, tmp_path):
 def test_size_not_divisible_names_the_cure(capture, outputs, teacher_run):
     with pytest.raises(UserError, match="--pipeline.datamanager.image-size 24 32"):
         two_steps("mobiler2l-small", capture, outputs, teacher=teacher_run, image_size=(30, 32))
+
+
+def test_a_checkpoint_file_is_resumed(capture, outputs, teacher_run, tmp_path):
+    """--load-checkpoint goes on after the file's step, for as many steps more."""
+    first = two_steps("mobiler2l-small", capture, outputs, teacher=teacher_run)
+    (checkpoint,) = checkpoint_steps(first, read_config(first))
+    second = two_steps("mobiler2l-small", capture, tmp_path, teacher=teacher_run, load_checkpoint=checkpoint)
+    (old, old_step), (new, new_step) = load_model(first, "cpu"), load_model(second, "cpu")
+    assert (old_step, new_step) == (1, 3)
+    # Two steps at the schedule's tail: near the old weights, where a new start would be anywhere.
+    before, after = (torch.cat([p.flatten() for p in model.network.parameters()]) for model in (old, new))
+    assert 0 < float((after - before).norm() / before.norm()) < 0.1
+
+
+def test_an_unbounded_student_of_twelve_pixels_a_ray(capture, tmp_path, teacher_run):
+    """24x24 pixels from 2x2 rays, upscaled as for forward-facing captures: trained, reloaded, exported everywhere."""
+    network = replace(installed_methods()["mobiler2l-small"].config.pipeline.model.network, sr_strides=(2, 2, 3))
+    config_path = two_steps(
+        "mobiler2l-small", capture, tmp_path, teacher=teacher_run, image_size=(24, 24), student="rgbad",
+        model={"points": "unbounded", "network": network},
+    )  # fmt: skip
+    model, _ = load_model(config_path, "cpu")
+    assert model.sampler.unbounded and (model.upscale, model.size) == (12, (24, 24))
+    targets = ("onnx", "snap", "web", *(("coreml",) if importlib.util.find_spec("coremltools") else ()))
+    report = ExportMobileR2L(config_path, tmp_path / "files", targets, outputs="rgbad", num_views=0).export()
+    assert max(report["parity"]["max_abs"].values()) <= 2e-4
+    c2w = model.viewpoints[5]
+    shown = Renderer(tmp_path / "files", num_threads=1).render_all(c2w.numpy())
+    assert psnr(torch.from_numpy(shown["rgb"]), model.render_pose(c2w)) > 70
+    assert model.sampler.near <= shown["depth"].min() and shown["depth"].max() <= model.sampler.far
 
 
 def test_resuming_another_architecture_names_the_folder(capture, outputs, teacher_run):
