@@ -85,6 +85,7 @@ def completed(command: list) -> list:
         "ns-viewer": ["--load-config", "config.yml"],
         "ns-eval": ["--load-config", "config.yml"],
         "ns-render": ["--load-config", "config.yml"],
+        "ns-export": ["--load-config", "config.yml", "--output-dir", "exports/mine"],
         "ns-export-mobiler2l": ["--load-config", "config.yml", "--output-dir", "exports/mine"],
     }.get(command[0], [])
     pairs = zip(needed[::2], needed[1::2])
@@ -122,6 +123,13 @@ def fields(config, prefix="--") -> set:
     return names
 
 
+def dataclasses_in(annotation) -> list:
+    """The dataclasses of a union of subcommands, however deep annotations wrap them."""
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        return [annotation]
+    return [found for part in typing.get_args(annotation) for found in dataclasses_in(part)]
+
+
 def test_every_option_is_one():
     """Also options that stand alone in a table or a sentence: of our methods, of an export, of scripts."""
     import bench_distillation
@@ -142,9 +150,9 @@ def test_every_option_is_one():
         known |= fields(options)
     for script in (ROOT / "scripts").glob("*.py"):
         known |= set(re.findall(r'"(--[a-z-]+)"', script.read_text()))
-    for command in typing.get_args(Commands):
-        options = fields(typing.get_args(command)[0])
-        known |= options | {option.replace("--", "--no-", 1) for option in options}
+    for command in (Commands, parser_of("ns-render"), parser_of("ns-export")):
+        for options in map(fields, dataclasses_in(command)):
+            known |= options | {option.replace("--", "--no-", 1) for option in options}
     for document in DOCUMENTS:
         text = document.read_text()
         alone = re.sub(r"```.*?```", "", text, flags=re.S)

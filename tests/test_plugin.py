@@ -39,7 +39,7 @@ def test_the_exports_own_modules_wait(found):
 
 
 def test_broken_packages_leave_all_methods(found):
-    assert len(found["names"]) == 6
+    assert len(found["names"]) == 8
     assert len(found["methods"]) == len(OPTIONAL) * len(FAILURES)
     assert all(methods == found["names"] for methods in found["methods"].values()), found["methods"]
 

@@ -62,14 +62,16 @@ def test_the_val_split_needs_no_teacher(ball_run, tmp_path):  # noqa: F811
 
 
 def test_a_camera_path_with_a_crop(ball_run, held_out, tmp_path):  # noqa: F811
+    """The box holds the part of the ball that is nearest to the camera, half as wide as the ball."""
     from nerfstudio.scripts import render
 
     cameras, _, _ = held_out
     c2w = torch.cat([cameras.camera_to_worlds[0], torch.tensor([[0.0, 0, 0, 1]])]).flatten().tolist()
+    front = cameras.camera_to_worlds[0, :, 3] / cameras.camera_to_worlds[0, :, 3].norm()
     path = {"render_height": 31, "render_width": 45, "seconds": 1.0, "camera_type": "perspective",
             "camera_path": [{"camera_to_world": c2w, "fov": 40.0}] * 3,
-            "crop": {"crop_bg_color": {"r": 255, "g": 0, "b": 0}, "crop_center": [0.0, 0.0, 0.0],
-                     "crop_scale": [0.6, 0.6, 0.6]}}  # fmt: skip
+            "crop": {"crop_bg_color": {"r": 255, "g": 0, "b": 0}, "crop_center": front.tolist(),
+                     "crop_scale": [1.0, 1.0, 1.0]}}  # fmt: skip
     (tmp_path / "path.json").write_text(json.dumps(path))
     render.RenderCameraPath(
         ball_run, tmp_path / "frames.mp4", image_format="png", camera_path_filename=tmp_path / "path.json",
@@ -79,7 +81,9 @@ def test_a_camera_path_with_a_crop(ball_run, held_out, tmp_path):  # noqa: F811
     assert len(frames) == 3
     picture = mediapy.read_image(frames[0])
     assert picture.shape == (31, 90, 3)
-    assert (picture[0, 0] == [255, 0, 0]).all() and not (picture[15, 22] == [255, 0, 0]).all()
+    red = (picture == [255, 0, 0]).all(axis=-1)
+    # Outside the ball, in the middle of the box, and on the ball beside the box.
+    assert red[0, 0] and not red[15, 22] and red[15, 31]
 
 
 @needs_ffmpeg
