@@ -39,12 +39,13 @@ from mobiler2l_ns.losses import alpha_loss, depth_loss, rgb_loss
 from mobiler2l_ns.metrics import error_picture, image_metrics, psnr
 from mobiler2l_ns.network import MobileR2LNetwork, NetworkConfig, check_network
 from mobiler2l_ns.pose_graph import Outputs
+from mobiler2l_ns.poses import up_direction
 from mobiler2l_ns.sampler import Sampler
-from mobiler2l_ns.viewing_range import NUM_VIEWPOINTS, ray_distances, trained_radius
+from mobiler2l_ns.viewing_range import NUM_VIEWPOINTS, parts_of_extent, trained_extent
 
 ANYWHERE = 1e9
 MAX_RAYS = 1 << 16  # R2L's 1008 codes of as many rays take 0.26 GB
-EDGE = 0.05  # of the trained radius: where a picture begins to fade beyond it, and ends another such part farther
+EDGE = 0.05  # of the trained extent: where a picture begins to fade beyond it, and ends another such part farther
 
 
 @dataclass
@@ -259,22 +260,22 @@ class MobileR2LModel(Model):
         """
         if not (self.has_focus and bool(self.viewpoints.any())):
             return self._picture(camera, focal, depths)
-        radius = trained_radius(self.viewpoints, self.focus, self.size, self.focal)
+        extent = trained_extent(self.viewpoints, self.focus, self.size, self.focal)
         cell = math.ceil(self.upscale * float(camera.fy) / focal)  # as far as a cell is felt
-        top, left, height, width = ball_window(camera, self.focus, float(radius) * (1 + 2 * EDGE), margin=cell)
+        top, left, height, width = ball_window(camera, self.focus, float(extent.norm()) * (1 + 2 * EDGE), margin=cell)
         if (height, width) == (int(camera.height), int(camera.width)):
-            return self._picture(camera, focal, depths, radius)
+            return self._picture(camera, focal, depths, extent)
         picture = self.focus.new_zeros(int(camera.height), int(camera.width), max(4, self.config.network.out_channels))
         picture[..., :3] = 1
         if height > 0 and width > 0:
-            part = self._picture(crop_camera(camera, top, left, height, width), focal, depths, radius)
+            part = self._picture(crop_camera(camera, top, left, height, width), focal, depths, extent)
             window = picture[top : top + height, left : left + width]
             window[..., 3] = 1
             window[..., : part.shape[-1]] = part
         return picture
 
     def _picture(
-        self, camera: Cameras, focal: float, depths: Tensor, radius: Optional[Tensor] = None
+        self, camera: Cameras, focal: float, depths: Tensor, extent: Optional[Tensor] = None
     ) -> Float[Tensor, "H W C"]:
         """A camera's picture; where alpha is small, depth means nothing.
 
@@ -282,23 +283,24 @@ class MobileR2LModel(Model):
             camera: The camera (1,).
             focal: Focal length at which the grid of rays is laid out, in the student's pixels.
             depths: z of the points on a ray.
-            radius: Distance from the focus beyond which rays are unknown to the student.
+            extent: How far from the focus, to the side and upwards, rays are known to the student.
         """
         view = student_view(camera, focal, self.upscale)
         picture = self.render_rays(*student_rays(view.rays), depths)[0]
-        if radius is not None:
-            picture = self._without_ghosts(picture, view.rays, radius)
+        if extent is not None:
+            picture = self._without_ghosts(picture, view.rays, extent)
         picture[4:] *= picture[3:4]  # so that resizing does not mix the object's depth with the background's
         picture = to_camera_size(picture, view)
         picture[..., 4:] /= picture[..., 3:4].clamp_min(1e-6)
         return picture
 
-    def _without_ghosts(self, picture: Float[Tensor, "C H W"], rays: RayBundle, radius: Tensor) -> Tensor:
-        distance = ray_distances(rays.origins, rays.directions, self.focus) / radius - 1
-        if bool((distance <= EDGE).all()):
+    def _without_ghosts(self, picture: Float[Tensor, "C H W"], rays: RayBundle, extent: Tensor) -> Tensor:
+        up = up_direction(self.viewpoints)
+        parts = parts_of_extent(rays.origins, rays.directions, self.focus, up, extent)
+        if bool((parts <= 1 + EDGE).all()):
             return picture
-        distance = F.interpolate(distance[:, None], size=picture.shape[1:], mode="bilinear")[0]
-        known = (2 - distance / EDGE).clamp(0, 1)
+        parts = F.interpolate(parts.permute(0, 3, 1, 2), size=picture.shape[1:], mode="bilinear")[0]
+        known = (2 - (parts.amax(dim=0, keepdim=True) - 1) / EDGE).clamp(0, 1)
         alpha = picture[3:4] * known if len(picture) > 3 else known
         return torch.cat([1 - known * (1 - picture[:3]), alpha, picture[4:]])
 

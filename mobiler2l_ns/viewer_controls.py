@@ -254,6 +254,6 @@ class StartView(ViewerControl):
         position = orbit.pose(*orbit.middle())[:, 3]
         camera = client.camera
         # The position moves what is looked at, so it goes first.
-        camera.position = (VISER_NERFSTUDIO_SCALE_RATIO * position).tolist()
-        camera.look_at = (VISER_NERFSTUDIO_SCALE_RATIO * orbit.centre).tolist()
-        camera.up_direction = orbit.up.tolist()
+        camera.position = (VISER_NERFSTUDIO_SCALE_RATIO * position).numpy()
+        camera.look_at = (VISER_NERFSTUDIO_SCALE_RATIO * orbit.centre).numpy()
+        camera.up_direction = orbit.up.numpy()

@@ -23,7 +23,7 @@ from mobiler2l_ns.cameras import ball_window, pinhole_cameras, rays_at
 from mobiler2l_ns.crop_box import box_mask
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.viewer_controls import StartView
-from mobiler2l_ns.viewing_range import ray_distances, trained_radius
+from mobiler2l_ns.viewing_range import ray_distances, ray_offsets, trained_extent
 
 RED = torch.tensor([1.0, 0.0, 0.0])
 
@@ -183,10 +183,19 @@ def test_the_crop_box_keeps_surfaces_inside(centre, kept):
 # -- what was never seen ----------------------------------------------------------------------------------------------
 
 
-def test_trained_radius_by_hand():
-    """The corner of 60 x 80 pixels at focal 50 is 50 from the middle: at 45 degrees, 4 sin 45 from the focus."""
+def test_trained_extent_by_hand():
+    """Of 75 x 80 pixels at focal 50 the sides' middles are 40 and 37.5 off the axis: sines 0.8/1.64^.5 and 0.6."""
     c2w = torch.stack([look(4.0), look(2.0)])
-    assert float(trained_radius(c2w, torch.zeros(3), (60, 80), 50.0)) == pytest.approx(8**0.5, abs=1e-5)
+    extent = trained_extent(c2w, torch.zeros(3), (75, 80), 50.0).tolist()
+    assert extent == pytest.approx([4 * 0.8 / 1.64**0.5, 4 * 0.6], abs=1e-5)
+
+
+def test_ray_offsets_by_hand():
+    """From 5 to the south, 0.6 to the right or to the left, and 0.6 up: 3 past the origin."""
+    rays_d = torch.tensor([[0.6, 0.8, 0.0], [-0.6, 0.8, 0.0], [0.0, 0.8, 0.6]])
+    rays_o = torch.tensor([[0.0, -5.0, 0.0]]).expand(3, 3)
+    offsets = ray_offsets(rays_o, rays_d, torch.zeros(3), torch.tensor([0.0, 0.0, 1.0]))
+    assert offsets.flatten().tolist() == pytest.approx([3, 0, -3, 0, 0, 3], abs=1e-6)
 
 
 def test_ray_distances_by_hand():
@@ -224,7 +233,8 @@ def test_ball_window_holds_every_ray_that_meets_the_ball(aim):
 def orbit_model(*channels):
     """Grey, opaque and in the middle of its planes; its cameras are 4 from the focus, and see 2.4 far beside it."""
     model = constant_model(*channels, focus=torch.zeros(3), focus_depths=[3.8, 4.2])
-    # 48 x 32 pixels at focal 60: the corner is atan(sqrt(24^2 + 16^2) / 60) from the axis, so 1.7324 from the focus.
+    # 48 x 32 pixels at focal 60: to the side rays are up to atan(24 / 60) from the axis, so 1.4856 from the focus,
+    # upwards up to atan(16 / 60) and 1.0307.
     model.viewpoints.copy_(look(4.0).expand(32, 3, 4))
     return model
 
@@ -235,8 +245,8 @@ def test_what_no_training_picture_contained_is_background(channels):
     outputs = model.get_outputs_for_camera(camera_at(4.0, height=200, width=200))
     rgb, accumulation = outputs["rgb"], outputs["accumulation"]
     y, x = torch.meshgrid(torch.arange(200) - 99.5, torch.arange(200) - 99.5, indexing="ij")
-    r = (x**2 + y**2).sqrt() / 60
-    distance = 4 * r / (1 + r**2).sqrt() / 1.7324  # of pixels' rays from the focus, in trained radii
+    length = (x**2 + y**2 + 60**2).sqrt()
+    distance = torch.maximum(4 * x.abs() / length / 1.4856, 4 * y.abs() / length / 1.0307)  # of rays, in extents
     inside, outside = distance < 1.04, distance > 1.11
     assert torch.allclose(rgb[inside], torch.tensor(0.5), atol=1e-4) and (accumulation[inside] > 0.999).all()
     assert (rgb[outside] == 1).all() and (accumulation[outside] == 0).all()
