@@ -2,8 +2,9 @@
 
 import os
 import shutil
+import time
 from dataclasses import dataclass, field
-from typing import Literal, Type
+from typing import Literal, Optional, Type
 
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils import comms
@@ -21,6 +22,24 @@ class DistillationTrainerConfig(TrainerConfig):
 
 class DistillationTrainer(Trainer):
     """Trainer for teachers and students."""
+
+    _state = "training"
+    _paused_at: Optional[float] = None
+
+    @property
+    def training_state(self) -> str:
+        """nerfstudio's: "training", "paused" by the viewer's button, or "completed"."""
+        return self._state
+
+    @training_state.setter
+    def training_state(self, state: str) -> None:
+        # A student's teacher renders within a share of the training time, and a pause is none.
+        if state == "paused":
+            self._paused_at = time.perf_counter()
+        elif self._paused_at is not None and hasattr(self.pipeline.datamanager, "leave_out"):
+            self.pipeline.datamanager.leave_out(time.perf_counter() - self._paused_at)
+            self._paused_at = None
+        self._state = state
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """nerfstudio's, then two things that it leaves to the user: the schedule's length and an honest config.yml."""

@@ -22,6 +22,7 @@ from test_snap import orbit_cameras
 from mobiler2l_ns.cameras import ball_window, pinhole_cameras, rays_at
 from mobiler2l_ns.crop_box import box_mask
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.trainer import DistillationTrainer
 from mobiler2l_ns.viewer_controls import StartView
 from mobiler2l_ns.viewing_range import ray_distances, ray_offsets, trained_extent
 
@@ -453,3 +454,22 @@ def test_the_viewer_opens_where_the_photos_were_taken():
     assert client.camera.position == pytest.approx([0, 25 * math.cos(up), 25 * math.sin(up)], abs=0.05)
     assert client.camera.look_at == pytest.approx([0, 0, 0], abs=1e-6)
     assert client.camera.up_direction == pytest.approx([0, 0, 1], abs=1e-2)
+
+
+# -- the pause button -------------------------------------------------------------------------------------------------
+
+
+def test_a_pause_is_no_time_for_the_teacher(build_pipeline, monkeypatch):
+    """Ten minutes of rest are not owed by the teacher afterwards; without leaving them out it would fill the pool."""
+    trainer = DistillationTrainer.__new__(DistillationTrainer)
+    trainer.training_state = "training"
+    trainer.pipeline = build_pipeline(filling_share=0.5)
+    datamanager = trainer.pipeline.datamanager
+    datamanager.next_train(0)
+    clock = time.perf_counter
+    trainer.training_state = "paused"
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + 600)
+    assert datamanager._views_due() > 0
+    trainer.training_state = "training"
+    datamanager.teacher_seconds += 5  # a debt that seconds of this test do not pay
+    assert datamanager._views_due() == 0 and trainer.training_state == "training"
