@@ -2,7 +2,6 @@
 
 from typing import Optional
 
-from nerfstudio.configs.base_config import ViewerConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.plugins.types import MethodSpecification
 
@@ -31,7 +30,6 @@ def student_config(
             datamanager=datamanager, model=model, finetuning=finetuning or FineTuningConfig()
         ),
         optimizers=optimizers,
-        viewer=ViewerConfig(default_composite_depth=False),
         **trainer,
     )
 
