@@ -15,6 +15,8 @@ from mobiler2l_ns.teacher_ngp import NGPTeacherModelConfig, NGPTeacherPipelineCo
 from mobiler2l_ns.teacher_splat import SplatTeacherModelConfig, SplatTeacherPipelineConfig
 from mobiler2l_ns.trainer import DistillationTrainerConfig
 
+ON_A_GPU = {"max_num_iterations": 30000, "steps_per_save": 2000, "vis": "viewer+tensorboard"}
+
 
 def adam(lr: float, scheduler: Optional[CosineSchedulerConfig] = None) -> dict:
     """A parameter group; without a scheduler its rate stays."""
@@ -51,10 +53,8 @@ mobiler2l_teacher = MethodSpecification(
         TeacherModelConfig(eval_num_rays_per_chunk=1 << 15, average_init_density=0.01),
         lr=1e-2,
         rays=4096,
-        max_num_iterations=30000,
-        steps_per_save=2000,
         mixed_precision=True,
-        vis="viewer+tensorboard",
+        **ON_A_GPU,
     ),
     description="nerfacto set up as a teacher for mobiler2l (GPU).",
 )
@@ -98,10 +98,8 @@ mobiler2l_teacher_ngp = MethodSpecification(
         ),
         optimizers={"fields": adam(1e-2, CosineSchedulerConfig(warmup_steps=20, final_ratio=0.02))},
         viewer=ViewerConfig(num_rays_per_chunk=1 << 12),
-        max_num_iterations=30000,
-        steps_per_save=2000,
         mixed_precision=True,
-        vis="viewer+tensorboard",
+        **ON_A_GPU,
     ),
     description="instant-ngp set up as a teacher for mobiler2l (CUDA).",
 )
@@ -125,9 +123,7 @@ mobiler2l_teacher_splat = MethodSpecification(
             "quats": adam(1e-3),
         },
         steps_per_eval_batch=0,
-        max_num_iterations=30000,
-        steps_per_save=2000,
-        vis="viewer+tensorboard",
+        **ON_A_GPU,
     ),
     description="Gaussian splats (splatfacto) set up as a teacher for mobiler2l (CUDA).",
 )

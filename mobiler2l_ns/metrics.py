@@ -19,6 +19,11 @@ def psnr(prediction: Tensor, target: Tensor) -> float:
     return float(-10 * torch.log10(error))
 
 
+def window_errors(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each picture of a batch, (B,) of (B, H, W, 3)."""
+    return (prediction - target).square().mean(dim=(1, 2, 3))
+
+
 def ssim(prediction: Tensor, target: Tensor) -> float:
     """Structural similarity of two (H, W, 3) images, with the channels where the metric expects them (NCHW)."""
     from torchmetrics.functional.image import structural_similarity_index_measure

@@ -36,7 +36,7 @@ from mobiler2l_ns.datamanager import on_white
 from mobiler2l_ns.embedder import Embedder, to_network_input
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.losses import alpha_loss, depth_loss, rgb_loss
-from mobiler2l_ns.metrics import error_picture, image_metrics, psnr
+from mobiler2l_ns.metrics import error_picture, image_metrics, psnr, window_errors
 from mobiler2l_ns.network import MobileR2LNetwork, NetworkConfig, check_network
 from mobiler2l_ns.pose_graph import Outputs
 from mobiler2l_ns.poses import up_direction
@@ -365,7 +365,7 @@ class MobileR2LModel(Model):
 
         They are tensors: a Python number would make each step wait for the GPU.
         """
-        errors = (outputs["rgb"].detach() - batch["image"].to(self.device)).square().mean(dim=(1, 2, 3))
+        errors = window_errors(outputs["rgb"].detach(), batch["image"].to(self.device))
         parts = {"psnr": errors}
         if "sources" in batch:
             parts["psnr_to_teacher"], parts["psnr_to_photos"], _ = errors.split(batch["sources"])

@@ -145,15 +145,14 @@ def intrinsics(model) -> Dict[str, object]:
     h, w = sampler.grid.tolist()
     near, far = float(sampler.near), float(sampler.far)
     height, width = model.size
-    middle, contraction = (near + far) / 2, {}
+    contraction = {}
     if sampler.unbounded:
-        middle = DepthRange(near, far, unbounded=True).at(0.5)
         contraction = {"contraction_centre": sampler.centre.tolist(), "contraction_radius": float(sampler.radius)}
     return {
         "H": h,
         "W": w,
         "focal": float(sampler.focal),
-        "radius": middle,
+        "radius": DepthRange(near, far, sampler.unbounded).at(0.5),
         "near": near,
         "far": far,
         "n_sample": sampler.num_points,

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from mobiler2l_ns.datamanager import add_up
 from mobiler2l_ns.distributed import from_main, gather
 from mobiler2l_ns.finetuning import FineTuning, FineTuningConfig
-from mobiler2l_ns.metrics import psnr
+from mobiler2l_ns.metrics import psnr, window_errors
 from mobiler2l_ns.stock_commands import check_command
 from mobiler2l_ns.viewer_controls import ExportPanel, StartView, TeacherPictures
 
@@ -70,8 +70,7 @@ class DistillationPipeline(VanillaPipeline):
         metrics = {**self.model.get_metrics_dict(outputs, batch), **self.datamanager.progress()}
         losses = self.model.get_loss_dict(outputs, batch, metrics)
         if self.config.datamanager.hard_share > 0:
-            errors = (outputs["rgb"].detach() - batch["image"]).square().mean(dim=(1, 2, 3))
-            self.datamanager.learn_from(errors)
+            self.datamanager.learn_from(window_errors(outputs["rgb"].detach(), batch["image"]))
         return outputs, losses, metrics
 
     def get_eval_loss_dict(self, step: int):

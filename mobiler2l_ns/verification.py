@@ -175,7 +175,7 @@ def check_parity(entries: Dict[str, dict], folder: Path) -> None:
 
 def _verify_three(truth: Truth, folder: Path, network: str, images: np.ndarray, outputs: Outputs) -> Dict[str, dict]:
     """Sampler, Embedder, and the file of a network that should return these channels of ``images``."""
-    pictures = np.split(images, [3, 4], axis=1)[: len(NETWORK_OUTPUTS[outputs])]
+    pictures = _by_output(images)[: len(NETWORK_OUTPUTS[outputs])]
     poses = [{"c2w33": c2w[None, None, :, :3], "c2w13": c2w[None, None, None, :, 3]} for c2w in truth.c2w]
     inputs = {
         SAMPLER: (poses, [truth.points], "points"),
@@ -191,8 +191,13 @@ def _verify_three(truth: Truth, folder: Path, network: str, images: np.ndarray, 
 def _pictures(model, truth: Truth, outputs: Outputs) -> List[np.ndarray]:
     """What a graph from pose to pictures must return, one array an output."""
     planes = DepthRange(float(model.sampler.near), float(model.sampler.far), model.sampler.unbounded)
-    parts = [truth.images[:, :3], truth.images[:, 3:4], planes.at(truth.images[:, 4:5])]
-    return parts[: len(OUTPUT_NAMES[outputs])]
+    rgb, alpha, depth = _by_output(truth.images)
+    return [rgb, alpha, planes.at(depth)][: len(OUTPUT_NAMES[outputs])]
+
+
+def _by_output(images: np.ndarray) -> List[np.ndarray]:
+    """Colours, alpha and depth of a network's channels (B, C, H, W); those that it lacks are empty."""
+    return np.split(images, [3, 4], axis=1)
 
 
 def _compare(path: Path, feeds: List[dict], expected: List[np.ndarray]) -> dict:
