@@ -27,5 +27,5 @@ fi
 echo "Installing nerfstudio, PyTorch and mobiler2l-ns into .venv (3 GB to fetch the first time) ..."
 .venv/bin/python -m pip install --quiet --disable-pip-version-check uv
 # uv rather than pip: pip may pair a CPU-only torch with a torchvision that was built for CUDA.
-.venv/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable '.[dev]'
+.venv/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable '.[export,demo,dev]'
 echo "$wanted" > "$stamp"
