@@ -6,13 +6,13 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from nerfstudio.plugins.types import MethodSpecification
 
 from mobiler2l_ns.datamanager import DistillationDataManagerConfig
-from mobiler2l_ns.finetuning import FineTuningConfig
 from mobiler2l_ns.model import MobileR2LModelConfig
-from mobiler2l_ns.network import NetworkConfig
-from mobiler2l_ns.optimizers import AdamWConfig, MuonConfig
 from mobiler2l_ns.pipeline import DistillationPipelineConfig
-from mobiler2l_ns.schedulers import CosineSchedulerConfig
+from mobiler2l_ns.student.network import NetworkConfig
 from mobiler2l_ns.trainer import DistillationTrainerConfig
+from mobiler2l_ns.training.finetuning import FineTuningConfig
+from mobiler2l_ns.training.optimizers import AdamWOptimizerConfig, MuonOptimizerConfig
+from mobiler2l_ns.training.schedulers import CosineSchedulerConfig
 
 
 def student_config(
@@ -42,8 +42,8 @@ def data(**options) -> DistillationDataManagerConfig:
 def pseudo_data(**options) -> DistillationDataManagerConfig:
     """The published methods' data: ten thousand teacher views, all rendered before the first step, and no photos."""
     return data(
-        pool_frames=10000,
-        initial_frames=10000,
+        pool_views=10000,
+        initial_views=10000,
         teacher_share=0.0,
         filling_share=0.0,
         photo_share=0.0,
@@ -56,15 +56,15 @@ def muon(matrix_lr: float, other_lr: float, steps: int) -> dict:
     """Muon on the convolutions' weights, AdamW on the rest, both on a cosine, with rates for a run of ``steps``."""
     schedule = CosineSchedulerConfig(warmup_steps=10, final_ratio=0.02, reference_steps=steps)
     return {
-        "matrices": {"optimizer": MuonConfig(lr=matrix_lr, momentum=0.9), "scheduler": schedule},
-        "others": {"optimizer": AdamWConfig(lr=other_lr), "scheduler": schedule},
+        "matrices": {"optimizer": MuonOptimizerConfig(lr=matrix_lr, momentum=0.9), "scheduler": schedule},
+        "others": {"optimizer": AdamWOptimizerConfig(lr=other_lr), "scheduler": schedule},
     }
 
 
 def published_adamw(weight_decay: float = 1e-2, final_ratio: float = 0.1) -> dict:
     """AdamW 5e-4 with a short warm-up, as MobileR2L was trained; without weight decay it is R2L's Adam."""
     group = {
-        "optimizer": AdamWConfig(lr=5e-4, weight_decay=weight_decay),
+        "optimizer": AdamWOptimizerConfig(lr=5e-4, weight_decay=weight_decay),
         "scheduler": CosineSchedulerConfig(warmup_steps=200, final_ratio=final_ratio),
     }
     return {"matrices": group, "others": group}
@@ -74,7 +74,7 @@ mobiler2l = MethodSpecification(
     config=student_config(
         "mobiler2l",
         MobileR2LModelConfig(),
-        data(pool_frames=1000, initial_frames=100, window_cells=10, windows_per_batch=100),
+        data(pool_views=1000, initial_views=100, patch_cells=10, patches_per_batch=100),
         muon(1e-2, 1e-3, steps=30000),
         FineTuningConfig(steps=3000, validate_every=200),
         max_num_iterations=30000,
@@ -92,11 +92,11 @@ mobiler2l_small = MethodSpecification(
             network=NetworkConfig(depth=24, width=96, sr_widths=(48, 32, 16)), num_points=12, num_frequencies=4
         ),
         data(
-            pool_frames=1600,
-            initial_frames=40,
+            pool_views=1600,
+            initial_views=40,
             tile_cells=20,
-            window_cells=8,
-            windows_per_batch=30,
+            patch_cells=8,
+            patches_per_batch=30,
         ),
         muon(2.5e-2, 2e-3, steps=800),
         FineTuningConfig(steps=1000, validate_every=100),
@@ -113,7 +113,7 @@ mobiler2l_paper = MethodSpecification(
         MobileR2LModelConfig(
             network=NetworkConfig(batch_norm=True), outputs="rgb", points="bounded", jitter_points=True
         ),
-        pseudo_data(windows_per_batch=40, window_cells=None),
+        pseudo_data(patches_per_batch=40, patch_cells=None),
         published_adamw(),
         max_num_iterations=600000,
         steps_per_save=2000,
@@ -133,7 +133,7 @@ r2l = MethodSpecification(
             num_frequencies=10,
             jitter_points=True,
         ),
-        pseudo_data(hard_share=0.2, windows_per_batch=98304, window_cells=1),
+        pseudo_data(hard_share=0.2, patches_per_batch=98304, patch_cells=1),
         # R2L decays exponentially, by ten in 500,000 steps: to 0.004 at the end, which the cosine reaches too.
         published_adamw(weight_decay=0.0, final_ratio=0.004),
         max_num_iterations=1200000,

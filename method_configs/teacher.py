@@ -8,12 +8,12 @@ from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
 
-from mobiler2l_ns.capture import CaptureDataManagerConfig, PhotoDataManagerConfig
-from mobiler2l_ns.schedulers import CosineSchedulerConfig
-from mobiler2l_ns.teacher_model import TeacherModelConfig
-from mobiler2l_ns.teacher_ngp import NGPTeacherModelConfig, NGPTeacherPipelineConfig
-from mobiler2l_ns.teacher_splat import SplatTeacherModelConfig, SplatTeacherPipelineConfig
+from mobiler2l_ns.data.capture import CaptureDataManagerConfig, PhotoDataManagerConfig
+from mobiler2l_ns.teacher.nerfacto import TeacherModelConfig
+from mobiler2l_ns.teacher.ngp import NGPTeacherModelConfig, NGPTeacherPipelineConfig
+from mobiler2l_ns.teacher.splat import SplatTeacherModelConfig, SplatTeacherPipelineConfig
 from mobiler2l_ns.trainer import DistillationTrainerConfig
+from mobiler2l_ns.training.schedulers import CosineSchedulerConfig
 
 ON_A_GPU = {"max_num_iterations": 30000, "steps_per_save": 2000, "vis": "viewer+tensorboard"}
 

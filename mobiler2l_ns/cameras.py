@@ -150,7 +150,7 @@ def crop_camera(camera: Cameras, top: int, left: int, height: int, width: int) -
     )  # fmt: skip
 
 
-def ball_window(
+def sphere_bounds(
     camera: Cameras, centre: Float[Tensor, "3"], radius: float, margin: int = 0
 ) -> Tuple[int, int, int, int]:
     """The window of a camera's image outside which no ray meets a ball: the whole image where lenses bend its rays.

@@ -15,25 +15,8 @@ from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.models.base_model import Model
 from torch import Tensor
 
+from mobiler2l_ns.compat import without_lpips_download
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.metrics import without_lpips_download
-from mobiler2l_ns.teacher_kinds import check_teacher
-
-
-def allow_numpy_scalars() -> None:
-    """Lets torch >= 2.6 load stock nerfstudio checkpoints, whose schedulers contain numpy floats.
-
-    Called when nerfstudio discovers our methods, so it heals every ``ns-*`` command.
-    """
-    if not hasattr(torch.serialization, "add_safe_globals"):
-        return
-    import numpy as np
-
-    core = np._core if hasattr(np, "_core") else np.core
-    safe = [core.multiarray.scalar, np.dtype]
-    if hasattr(np, "dtypes"):
-        safe += [np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
-    torch.serialization.add_safe_globals(safe)
 
 
 def read_config(config_path: Path):
@@ -59,7 +42,7 @@ def read_config(config_path: Path):
     return config
 
 
-def checkpoint_steps(config_path: Path, config) -> List[Path]:
+def checkpoint_paths(config_path: Path, config) -> List[Path]:
     """Checkpoints of a run, oldest first. They are looked for beside config.yml, wherever the run was moved to."""
     return sorted((config_path.parent / config.relative_model_dir).glob("step-*.ckpt"))
 
@@ -94,8 +77,7 @@ def load_model(config_path: Path, device) -> Tuple[Model, int]:
         UserError: No checkpoint, an unreadable one, one of another architecture, or a method that needs more.
     """
     config = read_config(config_path)
-    check_teacher(config_path, config, device)
-    checkpoints = checkpoint_steps(config_path, config)
+    checkpoints = checkpoint_paths(config_path, config)
     if not checkpoints:
         folder = config_path.parent / config.relative_model_dir
         raise UserError(

@@ -1,6 +1,6 @@
 """Streams training data for the student: fresh teacher views and real photos, from memory, without end.
 
-A step takes a batch of windows from the pool of teacher views and from the photos. Between steps the teacher renders
+A step takes a batch of patches from the pool of teacher views and from the photos. Between steps the teacher renders
 new views from new poses, within a share of the training time, and each replaces the oldest one: the student never
 sees a fixed set, and nothing has to be stored on disk.
 """
@@ -27,19 +27,21 @@ from rich.progress import track
 from torch import Tensor
 
 from mobiler2l_ns.cameras import crop_camera, fit_cameras, fit_image, pinhole_cameras
-from mobiler2l_ns.capture import CaptureDataManager, CaptureDataManagerConfig
 from mobiler2l_ns.checkpoints import load_dataparser_transform, read_config
-from mobiler2l_ns.distributed import from_main, own_share
+from mobiler2l_ns.compat import running_command
+from mobiler2l_ns.data.capture import CaptureDataManager, CaptureDataManagerConfig
+from mobiler2l_ns.data.patches import HardPatches, Patches, alpha_depth_targets, join_bundles
+from mobiler2l_ns.data.photos import PhotoSet, load_photos
+from mobiler2l_ns.data.pool import ViewPool
+from mobiler2l_ns.data.poses import OrbitPoses, PoseKind, PoseSampler, fit_poses
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.hard_examples import HardWindows
-from mobiler2l_ns.pool import FramePool, PhotoSet, Windows
-from mobiler2l_ns.poses import OrbitPoses, PoseKind, PoseSampler, cameras_cube, fit_poses
-from mobiler2l_ns.sampler import DepthRange, Points
-from mobiler2l_ns.stock_commands import running_command
-from mobiler2l_ns.teacher import FrozenTeacher, Teacher, depth_range, resolve_teacher
-from mobiler2l_ns.teacher_kinds import check_teacher
-from mobiler2l_ns.viewer_controls import StreamPanel
-from mobiler2l_ns.viewing_range import spread_viewpoints
+from mobiler2l_ns.geometry import cameras_cube
+from mobiler2l_ns.student.sampler import DepthRange, Points
+from mobiler2l_ns.student.viewing_range import spread_viewpoints
+from mobiler2l_ns.teacher.frozen import FrozenTeacher, Teacher, depth_range, resolve_teacher
+from mobiler2l_ns.teacher.kinds import check_teacher
+from mobiler2l_ns.training.distributed import broadcast_from_main, local_share
+from mobiler2l_ns.viewer.panels import StreamPanel
 
 HARD_BATCHES = 20  # R2L keeps as many hard rays as 20 batches have rays
 
@@ -60,9 +62,9 @@ class DistillationDataManagerConfig(CaptureDataManagerConfig):
     """Where the teacher is rendered from. orbit: a shell around the object; path: between neighbouring cameras."""
     near_far: Optional[Tuple[float, float]] = None
     """z of the first and the last point on a ray, in world units; left out: tight around what the teacher shows."""
-    pool_frames: int = 1000
+    pool_views: int = 1000
     """Teacher views kept in memory, over all processes; the oldest makes room for a new one."""
-    initial_frames: int = 100
+    initial_views: int = 100
     """Teacher views rendered before the first step, over all processes."""
     teacher_share: float = 0.15
     """Share of the training time in which the teacher renders new views once the pool is full. 0: none are rendered."""
@@ -73,12 +75,12 @@ class DistillationDataManagerConfig(CaptureDataManagerConfig):
     photo_share: float = 0.5
     """Share of each batch that comes from the real photos. 0: teacher only."""
     hard_share: float = 0.0
-    """Share of each batch drawn from the hardest windows of the last batches (R2L's hard rays), before photos and
+    """Share of each batch drawn from the hardest patches of the last batches (R2L's hard rays), before photos and
     teacher views divide the rest. 0: none are kept."""
-    windows_per_batch: int = 64
-    """Picture windows in a batch, over all processes, each of which takes as many."""
-    window_cells: Optional[int] = 8
-    """Side of a window in ray-grid cells; left out: whole pictures."""
+    patches_per_batch: int = 64
+    """Picture patches in a batch, over all processes, each of which takes as many."""
+    patch_cells: Optional[int] = 8
+    """Side of a patch in ray-grid cells; left out: whole pictures."""
     cache_dir: Optional[Path] = None
     """Also keep the pool in this folder, so that an interrupted run need not render it again; with several processes,
     each in its own folder rank-N inside."""
@@ -93,7 +95,7 @@ class DistillationDataManagerConfig(CaptureDataManagerConfig):
 
 
 class DistillationDataManager(CaptureDataManager):
-    """Serves (rays, pixels) windows for training and whole photos for evaluation.
+    """Serves (rays, pixels) patches for training and whole photos for evaluation.
 
     The teacher is touched by ns-train only; every other command works without it.
     """
@@ -102,14 +104,14 @@ class DistillationDataManager(CaptureDataManager):
 
     def __init__(self, config: DistillationDataManagerConfig, device="cpu", *args, test_mode="val", **kwargs):
         self.device = device
-        self.pool: Optional[FramePool] = None
+        self.pool: Optional[ViewPool] = None
         self.photos: Optional[PhotoSet] = None
         self.validation: Optional[PhotoSet] = None
         self.eval_photos: Optional[PhotoSet] = None
-        self.teacher_pictures: Dict[int, UInt8[Tensor, "h w 3"]] = {}  # of held-out photos' cameras
+        self.teacher_views: Dict[int, UInt8[Tensor, "h w 3"]] = {}  # of held-out photos' cameras
         self.photo_share = config.photo_share
-        self.hard_windows: Optional[HardWindows] = None
-        self.last_batch: Optional[Tuple[Windows, int]] = None  # and how many of its windows were new, with hard_share
+        self.hard_patches: Optional[HardPatches] = None
+        self.last_batch: Optional[Tuple[Patches, int]] = None  # and how many of its patches were new, with hard_share
         self.size: Optional[Tuple[int, int]] = None  # (H, W) of the student's picture, known to ns-train only
         self.teacher_seconds, self.views_rendered = 0.0, 0
         self.started: Optional[float] = None
@@ -147,7 +149,9 @@ class DistillationDataManager(CaptureDataManager):
             Whether the teacher was trained on another folder.
         """
         data = Path(config.data if config.data is not None else config.dataparser.data)
-        config.teacher = from_main(lambda: resolve_teacher(config.teacher, data, config.teacher_search_dir).resolve())
+        config.teacher = broadcast_from_main(
+            lambda: resolve_teacher(config.teacher, data, config.teacher_search_dir).resolve()
+        )
         teacher = read_config(config.teacher)
         check_teacher(config.teacher, teacher, self.device)
         parser = teacher.pipeline.datamanager.dataparser
@@ -164,7 +168,7 @@ class DistillationDataManager(CaptureDataManager):
         self.train_pixel_sampler = self._get_pixel_sampler(self.train_dataset, self.config.train_num_rays_per_batch)
         if self.test_mode != "val":
             return
-        check_windows(self.config.windows_per_batch)
+        check_patches(self.config.patches_per_batch)
         check_pinholes(self.train_dataset)
         self._check_same_world()
         upscale = self.config.upscale
@@ -173,7 +177,7 @@ class DistillationDataManager(CaptureDataManager):
         focal = float(fit_cameras(self.train_dataset.cameras, height, width)[0].fx.median())
         tile_cells = self.config.tile_cells or max(height, width)
         tile = min(height, tile_cells * upscale), min(width, tile_cells * upscale)
-        capacity = max(1, own_share(self.config.pool_frames))
+        capacity = max(1, local_share(self.config.pool_views))
         needs_photos = self.config.photo_share > 0 or self.config.validation_photos > 0
         self._announce(focal, tile, capacity, len(self.train_dataset) if needs_photos else 0)
         if self.teacher_is_of_other_data:
@@ -184,7 +188,7 @@ class DistillationDataManager(CaptureDataManager):
             )
             if 0 < self.config.validation_photos < len(self.photos):
                 self.photos, self.validation = self.photos.hold_out(self.config.validation_photos)
-        near, far = from_main(lambda: self._near_far(focal))
+        near, far = broadcast_from_main(lambda: self._near_far(focal))
         self.train_dataset.metadata["student_camera"] = {
             "height": height, "width": width, "focal": focal, "near": near, "far": far, **self._focus(),
             "points": self.points, "contraction": cameras_cube(self.train_dataset.cameras.camera_to_worlds, near),
@@ -194,11 +198,11 @@ class DistillationDataManager(CaptureDataManager):
         cache = self.config.cache_dir
         if cache is not None and comms.get_world_size() > 1:
             cache = cache / f"rank-{comms.get_rank()}"
-        self.pool = FramePool(
+        self.pool = ViewPool(
             capacity, tile, self.size, focal, upscale, self.device, cache, identity, self.config.channels,
             DepthRange(near, far, self.points == "unbounded"),
         )  # fmt: skip
-        self.hard_windows = self._hard_windows()
+        self.hard_patches = self._hard_patches()
         self.stream = StreamPanel(self._changeable_shares(), self._change_share)
 
     def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> List[TrainingCallback]:
@@ -256,12 +260,12 @@ class DistillationDataManager(CaptureDataManager):
         depths = ((self.pose_sampler.centre - c2w[:, :, 3]) * -c2w[:, :, 2]).sum(-1)
         return {"focus": self.pose_sampler.centre, "focus_depths": [float(depths.min()), float(depths.max())]}
 
-    def _hard_windows(self) -> Optional[HardWindows]:
-        share, count = self.config.hard_share, own_share(self.config.windows_per_batch)
+    def _hard_patches(self) -> Optional[HardPatches]:
+        share, count = self.config.hard_share, local_share(self.config.patches_per_batch)
         if not 0 <= share < 1:
             raise UserError(f"--pipeline.datamanager.hard-share needs a number from 0 to below 1, not {share}.")
         num_hard = int(share * count)
-        return HardWindows(num_hard, HARD_BATCHES * count) if num_hard else None
+        return HardPatches(num_hard, HARD_BATCHES * count) if num_hard else None
 
     def _photo_channels(self) -> int:
         """4 where photos can teach alpha, too."""
@@ -286,8 +290,8 @@ class DistillationDataManager(CaptureDataManager):
         """Rays (B, hc, wc) and ``batch["image"]`` (B, Hc, Wc, 3), this process's part of the batch, in ns-train.
 
         Where the student learns them, ``batch["alpha"]`` and ``batch["depth"]`` (M, Hc, Wc, 1) are those of the first M
-        windows: of teacher views, and alpha of transparent photos too. Depth is as in ``Windows``. ``batch["sources"]``
-        says how many windows are teacher views, photos and hard windows, which follow each other in this order.
+        patches: of teacher views, and alpha of transparent photos too. Depth is as in ``Patches``. ``batch["sources"]``
+        says how many patches are teacher views, photos and hard patches, which follow each other in this order.
 
         For ns-export pointcloud and poisson, the rays of a whole picture and no pixels.
         """
@@ -295,23 +299,23 @@ class DistillationDataManager(CaptureDataManager):
             return self._next_picture(), {}
         self.train_count += 1
         self._replenish()
-        hc, wc = self._window()
-        again = [self.hard_windows.draw()] if self.hard_windows else []
-        num_again, total = sum(len(windows.pixels) for windows in again), self.config.windows_per_batch
-        count, new = own_share(total) - num_again, total - num_again * comms.get_world_size()
-        num_photos = own_share(round(new * self.photo_share)) if self.photos is not None else 0
+        hc, wc = self._patch_size()
+        again = [self.hard_patches.draw()] if self.hard_patches else []
+        num_again, total = sum(len(patches.pixels) for patches in again), self.config.patches_per_batch
+        count, new = local_share(total) - num_again, total - num_again * comms.get_world_size()
+        num_photos = local_share(round(new * self.photo_share)) if self.photos is not None else 0
         parts = []
         if num_photos < count:
             parts.append(self.pool.sample(count - num_photos, hc, wc))
         if num_photos:
             parts.append(self.photos.sample(num_photos, hc, wc))
         parts += again
-        # Whoever knows more about its pixels comes first: teacher views, photos, and hard windows, which are colours.
-        windows = Windows(join_bundles([p.rays for p in parts]), torch.cat([p.pixels[..., :3] for p in parts]))
-        if self.hard_windows is not None:
-            self.last_batch = windows, count
+        # Whoever knows more about its pixels comes first: teacher views, photos, and hard patches, which are colours.
+        patches = Patches(join_bundles([p.rays for p in parts]), torch.cat([p.pixels[..., :3] for p in parts]))
+        if self.hard_patches is not None:
+            self.last_batch = patches, count
         sources = [count - num_photos, num_photos, num_again]
-        return windows.rays, {"image": windows.pixels, "sources": sources, **geometry(parts)}
+        return patches.rays, {"image": patches.pixels, "sources": sources, **alpha_depth_targets(parts)}
 
     def _next_picture(self) -> RayBundle:
         """Rays (H, W) of the picture of a training camera, each in turn, without its lens distortion.
@@ -329,45 +333,45 @@ class DistillationDataManager(CaptureDataManager):
         camera.cx, camera.cy = camera.cx + torch.rand(()) - 0.5, camera.cy + torch.rand(()) - 0.5
         return camera.to(self.device).generate_rays(0, keep_shape=True, disable_distortion=True)
 
-    def learn_from(self, errors: Float[Tensor, "B"]) -> None:
-        """Keeps the hardest new windows of the last batch; those drawn again do not enter twice.
+    def add_hard_patches(self, errors: Float[Tensor, "B"]) -> None:
+        """Keeps the hardest new patches of the last batch; those drawn again do not enter twice.
 
         Args:
-            errors: Mean squared error of each of the batch's windows; looked at only with a hard_share.
+            errors: Mean squared error of each of the batch's patches; looked at only with a hard_share.
         """
-        if self.hard_windows is not None:
-            windows, num_new = self.last_batch
-            self.hard_windows.add(windows, errors[:num_new])
+        if self.hard_patches is not None:
+            patches, num_new = self.last_batch
+            self.hard_patches.add(patches, errors[:num_new])
 
     def next_eval(self, step: int) -> Tuple[RayBundle, Dict]:
-        """Windows of held-out photos."""
+        """Patches of held-out photos."""
         if self.pool is None:
             return super().next_eval(step)
         self.eval_count += 1
         if self.eval_photos is None:
             self.eval_photos = load_photos(self.eval_dataset, *self.size, self.config.upscale, self.device, limit=8)
-        windows = self.eval_photos.sample(own_share(self.config.windows_per_batch), *self._window())
-        return windows.rays, {"image": windows.pixels}
+        patches = self.eval_photos.sample(local_share(self.config.patches_per_batch), *self._patch_size())
+        return patches.rays, {"image": patches.pixels}
 
     def next_eval_image(self, step: int) -> Tuple[Cameras, Dict]:
         """A held-out photo and its camera; in ns-train also the teacher's ``batch["teacher"]`` (H, W, 3) of it."""
         camera, batch = super().next_eval_image(step)
         if self.pool is None:
             return camera, batch
-        return camera, {**batch, "teacher": self._teacher_picture(batch["image_idx"], camera)}
+        return camera, {**batch, "teacher": self._teacher_view(batch["image_idx"], camera)}
 
-    def _teacher_picture(self, index: int, camera: Cameras) -> Float[Tensor, "H W 3"]:
+    def _teacher_view(self, index: int, camera: Cameras) -> Float[Tensor, "H W 3"]:
         """The teacher's view of a held-out photo, rendered once, with no more pixels a side than the student has."""
         height, width = int(camera.height), int(camera.width)
-        if index not in self.teacher_pictures:
+        if index not in self.teacher_views:
             factor = min(1.0, max(self.size) / max(height, width))
             small, _ = fit_cameras(camera, round(height * factor), round(width * factor))
-            self.teacher_pictures[index] = (self.teacher.render(small) * 255).round().to(torch.uint8).cpu()
-        return fit_image(self.teacher_pictures[index].float() / 255, height, width)
+            self.teacher_views[index] = (self.teacher.render(small) * 255).round().to(torch.uint8).cpu()
+        return fit_image(self.teacher_views[index].float() / 255, height, width)
 
-    def _window(self) -> Tuple[int, int]:
+    def _patch_size(self) -> Tuple[int, int]:
         grid = [pixels // self.config.upscale for pixels in self.pool.tile]
-        side = self.config.window_cells
+        side = self.config.patch_cells
         return (grid[0], grid[1]) if side is None else (min(side, grid[0]), min(side, grid[1]))
 
     def set_photo_share(self, share: float) -> None:
@@ -394,14 +398,14 @@ class DistillationDataManager(CaptureDataManager):
         if self.photo_share >= 1:
             return
         if self.started is None:
-            missing = min(own_share(self.config.initial_frames), self.pool.capacity) - len(self.pool)
+            missing = min(local_share(self.config.initial_views), self.pool.capacity) - len(self.pool)
             for _ in track(range(max(1, missing)), "Teacher renders the first views", console=CONSOLE, transient=True):
-                self._render_frame()
+                self._render_view()
             self.started = self.phase_start = time.perf_counter() - self.teacher_seconds
         if self.config.teacher_share > 0 or self.config.filling_share > 0:
             # Processes wait for each other in every step, so all render in the same ones, by the main one's clock.
-            for _ in range(from_main(self._views_due)):
-                self._render_frame()
+            for _ in range(broadcast_from_main(self._views_due)):
+                self._render_view()
 
     def _views_due(self) -> int:
         now, mean_seconds = time.perf_counter(), self.teacher_seconds / self.views_rendered
@@ -415,20 +419,20 @@ class DistillationDataManager(CaptureDataManager):
         missing = self.pool.capacity - len(self.pool)
         return min(math.ceil(behind / mean_seconds), missing or self.pool.capacity)
 
-    def leave_out(self, seconds: float) -> None:
+    def exclude(self, seconds: float) -> None:
         """Takes time that was not spent on training (an evaluation) out of the teacher's budget."""
         if self.started is not None:
             self.started += seconds
             self.phase_start += seconds
 
     @contextmanager
-    def untimed(self) -> Iterator[None]:
-        """Whatever is done inside is no training: see ``leave_out``."""
+    def excluded(self) -> Iterator[None]:
+        """Whatever is done inside is no training: see ``exclude``."""
         start = self._clock()
         yield
-        self.leave_out(self._clock() - start)
+        self.exclude(self._clock() - start)
 
-    def _render_frame(self) -> None:
+    def _render_view(self) -> None:
         start = self._clock()
         (height, width), (tile_h, tile_w) = self.size, self.pool.tile
         c2w = self.pose_sampler.sample(1)
@@ -453,8 +457,8 @@ class DistillationDataManager(CaptureDataManager):
         """Output pixels a step and process, which is what the viewer and ns-eval count too."""
         if self.pool is None:
             return super().get_train_rays_per_batch()
-        hc, wc = self._window()
-        return own_share(self.config.windows_per_batch) * hc * wc * self.config.upscale**2
+        hc, wc = self._patch_size()
+        return local_share(self.config.patches_per_batch) * hc * wc * self.config.upscale**2
 
     # -- what was done --------------------------------------------------------------------------------------------
 
@@ -479,23 +483,23 @@ class DistillationDataManager(CaptureDataManager):
         """Size and cost of this process's pool so far."""
         return {
             "capacity": self.pool.capacity,
-            "frames": self.pool.num_added,
-            "frame_height": self.pool.tile[0],
-            "frame_width": self.pool.tile[1],
-            "bytes": sum(part.nbytes for part in (self.pool, self.photos, self.hard_windows) if part is not None),
+            "views": self.pool.num_added,
+            "view_height": self.pool.tile[0],
+            "view_width": self.pool.tile[1],
+            "bytes": sum(part.nbytes for part in (self.pool, self.photos, self.hard_patches) if part is not None),
             "photos": len(self.photos) if self.photos is not None else 0,
             "teacher_seconds": round(self.teacher_seconds, 2),
             "share_of_training_time": round(self._share_of_time(), 4),
         }
 
 
-def check_windows(windows_per_batch: int) -> None:
-    """Raises UserError where processes would take different numbers of windows: the mean over them would be skewed."""
+def check_patches(patches_per_batch: int) -> None:
+    """Raises UserError where processes would take different numbers of patches: the mean over them would be skewed."""
     size = comms.get_world_size()
-    if windows_per_batch % size:
+    if patches_per_batch % size:
         raise UserError(
-            f"--pipeline.datamanager.windows-per-batch {windows_per_batch} cannot be divided among {size} processes: "
-            f"pass {size * (windows_per_batch // size + 1)}."
+            f"--pipeline.datamanager.patches-per-batch {patches_per_batch} cannot be divided among {size} processes: "
+            f"pass {size * (patches_per_batch // size + 1)}."
         )
 
 
@@ -511,9 +515,9 @@ def check_pinholes(dataset: InputDataset) -> None:
         )
 
 
-def add_up(statistics: List[Dict[str, float]]) -> Dict[str, float]:
+def merge_statistics(statistics: List[Dict[str, float]]) -> Dict[str, float]:
     """Statistics of all processes as one: sizes and seconds are summed, the rest is the main process's."""
-    summed = ("capacity", "frames", "bytes", "teacher_seconds")
+    summed = ("capacity", "views", "bytes", "teacher_seconds")
     return {**statistics[0], **{name: round(sum(part[name] for part in statistics), 2) for name in summed}}
 
 
@@ -534,53 +538,6 @@ def student_size(dataset: InputDataset, image_size: Optional[Tuple[int, int]], u
             f"pass --pipeline.datamanager.image-size {near_w} {near_h}."
         )
     return height, width
-
-
-def load_photos(
-    dataset: InputDataset, height: int, width: int, upscale: int, device, limit: Optional[int] = None,
-    with_alpha: bool = False,
-) -> PhotoSet:  # fmt: skip
-    """Photos of a split at the student's size, on white where they are transparent; with their alpha if asked for."""
-    indices = list(range(len(dataset)))[:: max(1, len(dataset) // limit) if limit else 1]
-    images = torch.empty((len(indices), height, width, 4 if with_alpha else 3), dtype=torch.uint8)
-    for slot, index in enumerate(track(indices, "Loading photos", console=CONSOLE, transient=True)):
-        image = on_white(dataset.get_image_float32(index))
-        if with_alpha:
-            image = torch.cat([image, photo_alpha(dataset, index)], dim=-1)
-        images[slot] = (fit_image(image, height, width) * 255).round().to(torch.uint8)
-    cameras, _ = fit_cameras(dataset.cameras[torch.tensor(indices)], height, width)
-    return PhotoSet(images.to(device), cameras.to(device), upscale)
-
-
-def on_white(image: Tensor) -> Tensor:
-    """(..., 4) straight-alpha colours as (..., 3) on white; other images unchanged."""
-    return image if image.shape[-1] == 3 else image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
-
-
-def photo_alpha(dataset: InputDataset, index: int) -> Float[Tensor, "H W 1"]:
-    """Alpha of a photo, 1 where it has none. Most data parsers put photos on a background before handing them out."""
-    image = torch.from_numpy(dataset.get_numpy_image(index))
-    return image[..., 3:].float() / 255 if image.shape[-1] == 4 else torch.ones(*image.shape[:2], 1)
-
-
-def geometry(parts: List[Windows]) -> Dict[str, Float[Tensor, "M Hc Wc 1"]]:
-    """``alpha`` and ``depth`` of the windows of a batch that know them, in the batch's order; a batch may have none."""
-    found = {}
-    for channel, name in ((3, "alpha"), (4, "depth")):
-        known = [part.pixels[..., channel : channel + 1] for part in parts if part.pixels.shape[-1] > channel]
-        if known:
-            found[name] = torch.cat(known)
-    return found
-
-
-def join_bundles(bundles: List[RayBundle]) -> RayBundle:
-    """One bundle of several (B, h, w) ones."""
-    return RayBundle(
-        origins=torch.cat([b.origins for b in bundles]),
-        directions=torch.cat([b.directions for b in bundles]),
-        pixel_area=torch.cat([b.pixel_area for b in bundles]),
-        metadata={"directions_norm": torch.cat([b.metadata["directions_norm"] for b in bundles])},
-    )
 
 
 def _with_data(parser, data: Path):

@@ -21,31 +21,33 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from mobiler2l_ns.cameras import (
-    ball_window,
     bundle_camera,
     cell_centres,
     crop_camera,
     pinhole_rays,
     ray_lengths,
+    sphere_bounds,
     student_rays,
     student_view,
     to_camera_size,
 )
-from mobiler2l_ns.crop_box import background_colour, crop
-from mobiler2l_ns.datamanager import on_white
-from mobiler2l_ns.embedder import Embedder, to_network_input
+from mobiler2l_ns.data.photos import on_white
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.losses import alpha_loss, depth_loss, rgb_loss
-from mobiler2l_ns.metrics import error_picture, image_metrics, psnr, window_errors
-from mobiler2l_ns.network import MobileR2LNetwork, NetworkConfig, check_network
-from mobiler2l_ns.pose_graph import Outputs
-from mobiler2l_ns.poses import up_direction
-from mobiler2l_ns.sampler import Sampler
-from mobiler2l_ns.viewing_range import NUM_VIEWPOINTS, parts_of_extent, trained_extent
+from mobiler2l_ns.geometry import up_direction
+from mobiler2l_ns.student.coverage import coverage_ratio, trained_extent
+from mobiler2l_ns.student.crop_box import background_colour, crop
+from mobiler2l_ns.student.embedder import Embedder, to_network_input
+from mobiler2l_ns.student.network import MobileR2LNetwork, NetworkConfig, Outputs, check_network
+from mobiler2l_ns.student.sampler import Sampler
+from mobiler2l_ns.student.viewing_range import NUM_VIEWPOINTS
+from mobiler2l_ns.training.losses import alpha_loss, depth_loss, rgb_loss
+from mobiler2l_ns.training.metrics import error_map, image_metrics, patch_errors, psnr
 
-ANYWHERE = 1e9
+UNBOUNDED_DEPTH = 1e9
 MAX_RAYS = 1 << 16  # R2L's 1008 codes of as many rays take 0.26 GB
-EDGE = 0.05  # of the trained extent: where a picture begins to fade beyond it, and ends another such part farther
+FADE_MARGIN = (
+    0.05  # of the trained extent: where a picture begins to fade beyond it, and ends another such part farther
+)
 
 
 @dataclass
@@ -103,7 +105,7 @@ class MobileR2LModel(Model):
         # 1x1 convolutions are matrix products of channels-last tensors: up to twice as fast, on CPU and GPU alike.
         self.network = MobileR2LNetwork(in_channels, self.config.network).to(memory_format=torch.channels_last)
         self.register_buffer("focus", torch.zeros(3))
-        self.register_buffer("focus_depths", torch.tensor([-ANYWHERE, ANYWHERE]))
+        self.register_buffer("focus_depths", torch.tensor([-UNBOUNDED_DEPTH, UNBOUNDED_DEPTH]))
         self.register_buffer("viewpoints", torch.zeros(NUM_VIEWPOINTS, 3, 4))
         self.viewer_outputs: Optional[Callable[..., Dict[str, Tensor]]] = None  # set by the pipeline
         if camera is not None:
@@ -138,7 +140,7 @@ class MobileR2LModel(Model):
     @property
     def has_focus(self) -> bool:
         """Whether the student was trained on an orbit, which goes around ``focus``."""
-        return float(self.focus_depths[1]) < ANYWHERE
+        return float(self.focus_depths[1]) < UNBOUNDED_DEPTH
 
     def get_param_groups(self) -> Dict[str, List[torch.nn.Parameter]]:
         """``matrices``: weights of all convolutions but the last; ``others``: all else."""
@@ -154,8 +156,8 @@ class MobileR2LModel(Model):
 
         def export(step: int) -> None:
             if self.config.export_when_done and comms.is_main_process():
-                from mobiler2l_ns.export import ExportMobileR2L
-                from mobiler2l_ns.onnx_files import check_size
+                from mobiler2l_ns.export.command import ExportMobileR2L
+                from mobiler2l_ns.export.onnx_files import check_size
 
                 try:
                     check_size(self)
@@ -230,7 +232,7 @@ class MobileR2LModel(Model):
         """
         if len(ray_bundle.shape) != 3:
             return self.get_outputs_for_camera_ray_bundle(ray_bundle)
-        return by_name(self.render_rays(*student_rays(ray_bundle)).permute(0, 2, 3, 1))
+        return split_channels(self.render_rays(*student_rays(ray_bundle)).permute(0, 2, 3, 1))
 
     @torch.no_grad()
     def get_outputs_for_camera(self, camera: Cameras, obb_box: Optional[OrientedBox] = None) -> Dict[str, Tensor]:
@@ -242,7 +244,7 @@ class MobileR2LModel(Model):
         """
         camera = camera.to(self.device)
         shift, magnification = self.zoom(camera.camera_to_worlds[0])
-        outputs = by_name(self._known_picture(camera, self.focal * magnification, self.sampler.depths + shift))
+        outputs = split_channels(self._render_covered(camera, self.focal * magnification, self.sampler.depths + shift))
         rgb = outputs["rgb"]
         whole = outputs.get("accumulation", torch.ones_like(rgb[..., :1]))
         far = self._distance(torch.ones_like(whole), camera, shift)
@@ -252,7 +254,7 @@ class MobileR2LModel(Model):
         outputs = {"rgb": rgb, "accumulation": accumulation, "depth": depth}
         return outputs if self.viewer_outputs is None else {**outputs, **self.viewer_outputs(camera, obb_box, rgb)}
 
-    def _known_picture(self, camera: Cameras, focal: float, depths: Tensor) -> Float[Tensor, "H W C"]:
+    def _render_covered(self, camera: Cameras, focal: float, depths: Tensor) -> Float[Tensor, "H W C"]:
         """A camera's picture, with nothing on white along rays that no training picture of an orbit contained.
 
         The network runs for the part of the image that such rays do not fill, which is all of it for cameras that the
@@ -262,16 +264,18 @@ class MobileR2LModel(Model):
             return self._picture(camera, focal, depths)
         extent = trained_extent(self.viewpoints, self.focus, self.size, self.focal)
         cell = math.ceil(self.upscale * float(camera.fy) / focal)  # as far as a cell is felt
-        top, left, height, width = ball_window(camera, self.focus, float(extent.norm()) * (1 + 2 * EDGE), margin=cell)
+        top, left, height, width = sphere_bounds(
+            camera, self.focus, float(extent.norm()) * (1 + 2 * FADE_MARGIN), margin=cell
+        )
         if (height, width) == (int(camera.height), int(camera.width)):
             return self._picture(camera, focal, depths, extent)
         picture = self.focus.new_zeros(int(camera.height), int(camera.width), max(4, self.config.network.out_channels))
         picture[..., :3] = 1
         if height > 0 and width > 0:
             part = self._picture(crop_camera(camera, top, left, height, width), focal, depths, extent)
-            window = picture[top : top + height, left : left + width]
-            window[..., 3] = 1
-            window[..., : part.shape[-1]] = part
+            patch = picture[top : top + height, left : left + width]
+            patch[..., 3] = 1
+            patch[..., : part.shape[-1]] = part
         return picture
 
     def _picture(
@@ -288,19 +292,19 @@ class MobileR2LModel(Model):
         view = student_view(camera, focal, self.upscale)
         picture = self.render_rays(*student_rays(view.rays), depths)[0]
         if extent is not None:
-            picture = self._without_ghosts(picture, view.rays, extent)
+            picture = self._mask_uncovered(picture, view.rays, extent)
         picture[4:] *= picture[3:4]  # so that resizing does not mix the object's depth with the background's
         picture = to_camera_size(picture, view)
         picture[..., 4:] /= picture[..., 3:4].clamp_min(1e-6)
         return picture
 
-    def _without_ghosts(self, picture: Float[Tensor, "C H W"], rays: RayBundle, extent: Tensor) -> Tensor:
+    def _mask_uncovered(self, picture: Float[Tensor, "C H W"], rays: RayBundle, extent: Tensor) -> Tensor:
         up = up_direction(self.viewpoints)
-        parts = parts_of_extent(rays.origins, rays.directions, self.focus, up, extent)
-        if bool((parts <= 1 + EDGE).all()):
+        parts = coverage_ratio(rays.origins, rays.directions, self.focus, up, extent)
+        if bool((parts <= 1 + FADE_MARGIN).all()):
             return picture
         parts = F.interpolate(parts.permute(0, 3, 1, 2), size=picture.shape[1:], mode="bilinear")[0]
-        known = (2 - (parts.amax(dim=0, keepdim=True) - 1) / EDGE).clamp(0, 1)
+        known = (2 - (parts.amax(dim=0, keepdim=True) - 1) / FADE_MARGIN).clamp(0, 1)
         alpha = picture[3:4] * known if len(picture) > 3 else known
         return torch.cat([1 - known * (1 - picture[:3]), alpha, picture[4:]])
 
@@ -309,7 +313,7 @@ class MobileR2LModel(Model):
 
         Points that slid along their rays (see ``zoom``) are that much farther away than the student believes.
         """
-        z = self.sampler.range.at(depth) + shift
+        z = self.sampler.range.denormalize(depth) + shift
         return z.clamp_min(0) * ray_lengths(camera)
 
     @torch.no_grad()
@@ -330,7 +334,7 @@ class MobileR2LModel(Model):
             UserError: The rays are those of no pinhole, such as a texture's.
         """
         outputs = self.get_outputs_for_camera(bundle_camera(camera_ray_bundle))
-        outputs["depth"] = outputs["depth"].where(outputs["accumulation"] > 0.5, ANYWHERE)
+        outputs["depth"] = outputs["depth"].where(outputs["accumulation"] > 0.5, UNBOUNDED_DEPTH)
         return outputs
 
     def get_rgba_image(self, outputs: Dict[str, Tensor], output_name: str = "rgb") -> Tensor:
@@ -344,19 +348,19 @@ class MobileR2LModel(Model):
     def get_loss_dict(self, outputs, batch, metrics_dict=None) -> Dict[str, Tensor]:
         """The losses of the colours, and of alpha and depth where student and batch have them.
 
-        Windows without alpha or depth count as if they were right, so that the mean over several processes is the
+        Patches without alpha or depth count as if they were right, so that the mean over several processes is the
         batch's, however the photos are spread over them.
         """
         batch = {name: batch[name].to(self.device) for name in ("image", "alpha", "depth") if name in batch}
-        num_windows = len(batch["image"])
+        num_patches = len(batch["image"])
         losses = {"rgb_loss": rgb_loss(outputs["rgb"], batch["image"])}
         if "accumulation" in outputs and "alpha" in batch:
             m = len(batch["alpha"])
-            weight = self.config.alpha_weight * m / num_windows
+            weight = self.config.alpha_weight * m / num_patches
             losses["alpha_loss"] = weight * alpha_loss(outputs["accumulation"][:m], batch["alpha"])
         if "depth" in outputs and "depth" in batch:
             m = len(batch["depth"])
-            weight = self.config.depth_weight * m / num_windows
+            weight = self.config.depth_weight * m / num_patches
             losses["depth_loss"] = weight * depth_loss(outputs["depth"][:m], batch["depth"], batch["alpha"][:m])
         return losses
 
@@ -365,7 +369,7 @@ class MobileR2LModel(Model):
 
         They are tensors: a Python number would make each step wait for the GPU.
         """
-        errors = window_errors(outputs["rgb"].detach(), batch["image"].to(self.device))
+        errors = patch_errors(outputs["rgb"].detach(), batch["image"].to(self.device))
         parts = {"psnr": errors}
         if "sources" in batch:
             parts["psnr_to_teacher"], parts["psnr_to_photos"], _ = errors.split(batch["sources"])
@@ -385,7 +389,7 @@ class MobileR2LModel(Model):
             teacher = batch["teacher"].to(self.device)
             metrics.update(psnr_teacher=psnr(teacher, photo), psnr_to_teacher=psnr(student, teacher))
             row, targets = [photo, student, teacher], [photo, teacher]
-        images = {"img": torch.cat([*row, *(error_picture(student, target) for target in targets)], dim=1)}
+        images = {"img": torch.cat([*row, *(error_map(student, target) for target in targets)], dim=1)}
         if self.config.outputs != "rgb":
             images["accumulation"] = colormaps.apply_colormap(outputs["accumulation"])
         if self.config.outputs == "rgbad":
@@ -393,7 +397,7 @@ class MobileR2LModel(Model):
         return metrics, images
 
 
-def by_name(picture: Float[Tensor, "*batch H W C"]) -> Dict[str, Tensor]:
+def split_channels(picture: Float[Tensor, "*batch H W C"]) -> Dict[str, Tensor]:
     """The network's channels under nerfstudio's names, as many as there are."""
     parts = {"rgb": picture[..., :3], "accumulation": picture[..., 3:4], "depth": picture[..., 4:5]}
     return {name: part for name, part in parts.items() if part.shape[-1]}

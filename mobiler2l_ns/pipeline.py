@@ -1,6 +1,6 @@
 """nerfstudio's pipeline, with fine-tuning on the photos, and distributed on CPUs too.
 
-It also tells the datamanager what it must know: the network's upscale factor and outputs, and which windows were hard.
+It also tells the datamanager what it must know: the network's upscale factor and outputs, and which patches were hard.
 """
 
 import json
@@ -16,12 +16,14 @@ from torch import nn
 from torch.cuda.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from mobiler2l_ns.datamanager import add_up
-from mobiler2l_ns.distributed import from_main, gather
-from mobiler2l_ns.finetuning import FineTuning, FineTuningConfig
-from mobiler2l_ns.metrics import psnr, window_errors
-from mobiler2l_ns.stock_commands import check_command
-from mobiler2l_ns.viewer_controls import ExportPanel, StartView, TeacherPictures
+from mobiler2l_ns.compat import check_command
+from mobiler2l_ns.datamanager import merge_statistics
+from mobiler2l_ns.training.distributed import broadcast_from_main, gather
+from mobiler2l_ns.training.finetuning import FineTuning, FineTuningConfig
+from mobiler2l_ns.training.metrics import patch_errors, psnr
+from mobiler2l_ns.viewer.panels import ExportPanel
+from mobiler2l_ns.viewer.start_view import StartView
+from mobiler2l_ns.viewer.teacher_view import TeacherView
 
 
 @dataclass
@@ -57,41 +59,41 @@ class DistillationPipeline(VanillaPipeline):
         self.export = ExportPanel(self.model.copy_to_cpu)
         self.start_view = StartView(self.model)
         if config.datamanager.teacher is not None:
-            self.comparison = TeacherPictures(config.datamanager.teacher, lambda: self.datamanager.teacher)
+            self.comparison = TeacherView(config.datamanager.teacher, lambda: self.datamanager.teacher)
             self.model.viewer_outputs = self.comparison.forward  # the module itself would become one of the model's
         if world_size > 1:
             self._model = distribute(self._model, device)
 
     @profiler.time_function
     def get_train_loss_dict(self, step: int):
-        """nerfstudio's lines, after which the datamanager hears how well each window was rendered."""
+        """nerfstudio's lines, after which the datamanager hears how well each patch was rendered."""
         ray_bundle, batch = self.datamanager.next_train(step)
         outputs = self._model(ray_bundle)
         metrics = {**self.model.get_metrics_dict(outputs, batch), **self.datamanager.progress()}
         losses = self.model.get_loss_dict(outputs, batch, metrics)
         if self.config.datamanager.hard_share > 0:
-            self.datamanager.learn_from(window_errors(outputs["rgb"].detach(), batch["image"]))
+            self.datamanager.add_hard_patches(patch_errors(outputs["rgb"].detach(), batch["image"]))
         return outputs, losses, metrics
 
     def get_eval_loss_dict(self, step: int):
         """nerfstudio's, in time that is not the training's."""
-        with self.datamanager.untimed():
+        with self.datamanager.excluded():
             return super().get_eval_loss_dict(step)
 
     def get_eval_image_metrics_and_images(self, step: int):
         """nerfstudio's, in time that is not the training's."""
-        with self.datamanager.untimed():
+        with self.datamanager.excluded():
             return super().get_eval_image_metrics_and_images(step)
 
     def get_average_eval_image_metrics(self, *args, **kwargs):
         """nerfstudio's, in time that is not the training's, and without the teacher."""
-        with self.datamanager.untimed():
+        with self.datamanager.excluded():
             return super().get_average_eval_image_metrics(*args, **kwargs)
 
     def validation_psnr(self) -> float:
         """PSNR in dB on the photos that are held out of the whole run."""
         render = self.model.get_outputs_for_camera
-        with self.datamanager.untimed():
+        with self.datamanager.excluded():
             scores = [psnr(render(camera)["rgb"].clamp(0, 1), photo) for camera, photo in self.datamanager.validation]
         return sum(scores) / len(scores)
 
@@ -102,7 +104,7 @@ class DistillationPipeline(VanillaPipeline):
             self.finetuning = FineTuning(
                 self.config.finetuning,
                 attributes.trainer,
-                lambda: from_main(self.validation_psnr),
+                lambda: broadcast_from_main(self.validation_psnr),
                 self.datamanager.set_photo_share,
             )
             callbacks = self.finetuning.callbacks()
@@ -110,7 +112,7 @@ class DistillationPipeline(VanillaPipeline):
         def save_record(step: int) -> None:
             pools = gather(self.datamanager.statistics())
             if comms.is_main_process():
-                record = {"steps": step + 1, "processes": len(pools), "pool": add_up(pools)}
+                record = {"steps": step + 1, "processes": len(pools), "pool": merge_statistics(pools)}
                 if self.finetuning is not None:
                     record["finetuning"] = self.finetuning.statistics()
                 (attributes.trainer.base_dir / "distillation.json").write_text(json.dumps(record, indent=2))

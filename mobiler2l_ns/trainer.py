@@ -10,7 +10,7 @@ from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils import comms
 
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.schedulers import CosineLR
+from mobiler2l_ns.training.schedulers import CosineLR
 
 
 @dataclass
@@ -36,8 +36,8 @@ class DistillationTrainer(Trainer):
         # A student's teacher renders within a share of the training time, and a pause is none.
         if state == "paused":
             self._paused_at = time.perf_counter()
-        elif self._paused_at is not None and hasattr(self.pipeline.datamanager, "leave_out"):
-            self.pipeline.datamanager.leave_out(time.perf_counter() - self._paused_at)
+        elif self._paused_at is not None and hasattr(self.pipeline.datamanager, "exclude"):
+            self.pipeline.datamanager.exclude(time.perf_counter() - self._paused_at)
             self._paused_at = None
         self._state = state
 

@@ -37,12 +37,13 @@ from toy_island import diorama
 
 from mobiler2l_ns import method_configs
 from mobiler2l_ns.cameras import cell_centres, pinhole_cameras, rays_at
-from mobiler2l_ns.comparison import held_out_dataset
-from mobiler2l_ns.datamanager import DistillationDataManager, load_photos
+from mobiler2l_ns.data.photos import load_photos
+from mobiler2l_ns.datamanager import DistillationDataManager
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.metrics import psnr, ssim
-from mobiler2l_ns.network import NetworkConfig, count_parameters
+from mobiler2l_ns.export.comparison import held_out_dataset
+from mobiler2l_ns.student.network import NetworkConfig, count_parameters
 from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig
+from mobiler2l_ns.training.metrics import psnr, ssim
 
 console = Console()
 
@@ -147,7 +148,7 @@ class Score:
 
     step: int
     seconds: float
-    frames: int
+    views: int
     """Teacher views rendered so far, in whole pictures."""
     psnr: float
 
@@ -212,18 +213,18 @@ def train(
         if last or step + 1 in also_at or (step + 1) * num_scores // steps > step * num_scores // steps:
             pause = time.perf_counter()
             statistics = datamanager.statistics()
-            tile = statistics["frame_height"] * statistics["frame_width"] / (datamanager.size[0] * datamanager.size[1])
+            tile = statistics["view_height"] * statistics["view_width"] / (datamanager.size[0] * datamanager.size[1])
             model.eval()
             with torch.no_grad():
                 value = score(trainer)
             model.train()
             run.seconds = pause - start - scored
-            frames = round(statistics["frames"] * tile)
-            run.curve.append(Score(step + 1, round(run.seconds, 2), frames, round(value, 3)))
-            console.print(f"  step {step + 1}, {run.seconds:.0f} s, {frames} teacher views: {value:.2f} dB")
+            views = round(statistics["views"] * tile)
+            run.curve.append(Score(step + 1, round(run.seconds, 2), views, round(value, 3)))
+            console.print(f"  step {step + 1}, {run.seconds:.0f} s, {views} teacher views: {value:.2f} dB")
             pause = time.perf_counter() - pause
             scored += pause
-            datamanager.leave_out(pause)
+            datamanager.exclude(pause)
         if last:
             break
     writer.EVENT_WRITERS.clear()  # nerfstudio keeps them for good; the folder that they write to will be gone
@@ -267,8 +268,8 @@ def paper(setting: Setting, scene: Path, outputs: Path, steps: int) -> Distillat
     config, ours = (recipe(name, setting, scene, outputs) for name in ("mobiler2l-paper", setting.ours))
     datamanager, other = config.pipeline.datamanager, ours.pipeline.datamanager
     cells = setting.size // setting.network.upscale
-    datamanager.windows_per_batch = round(other.windows_per_batch * other.window_cells**2 / cells**2)
-    datamanager.pool_frames = datamanager.initial_frames = setting.paper_frames
+    datamanager.patches_per_batch = round(other.patches_per_batch * other.patch_cells**2 / cells**2)
+    datamanager.pool_views = datamanager.initial_views = setting.paper_frames
     config.max_num_iterations = steps
     return config
 
@@ -322,7 +323,7 @@ def compare_recipes(options: Options, setting: Setting) -> Dict:
 def pixels_a_step(config: DistillationTrainerConfig) -> int:
     """Output pixels in a batch."""
     datamanager = config.pipeline.datamanager
-    return datamanager.windows_per_batch * (datamanager.window_cells * config.pipeline.model.network.upscale) ** 2
+    return datamanager.patches_per_batch * (datamanager.patch_cells * config.pipeline.model.network.upscale) ** 2
 
 
 def report(run: Run, note: str = "") -> None:
@@ -330,19 +331,19 @@ def report(run: Run, note: str = "") -> None:
     last = run.curve[-1]
     console.print(
         f"seed {run.seed} {run.method} {note}: {last.psnr:.2f} dB after {last.step} steps, {run.seconds:.0f} s "
-        f"({run.teacher_seconds:.0f} s teacher, {last.frames} frames)"
+        f"({run.teacher_seconds:.0f} s teacher, {last.views} views)"
     )
 
 
 def recipe_table(results: Dict) -> Table:
     """The comparison, one row a run."""
     table = Table(title=f"{results['resolution']}, {results['pixels_a_step']} pixels a step", title_justify="left")
-    for column in ("seed", "recipe", "steps", "seconds", "teacher [s]", "frames", "PSNR [dB]"):
+    for column in ("seed", "recipe", "steps", "seconds", "teacher [s]", "views", "PSNR [dB]"):
         table.add_column(column, justify="left" if column == "recipe" else "right")
     for run in results["runs"]:
         last = run["curve"][-1]
         table.add_row(str(run["seed"]), run["recipe"], str(last["step"]), f"{run['seconds']:.0f}",
-                      f"{run['teacher_seconds']:.0f}", str(last["frames"]), f"{last['psnr']:.2f}")  # fmt: skip
+                      f"{run['teacher_seconds']:.0f}", str(last["views"]), f"{last['psnr']:.2f}")  # fmt: skip
     table.caption = (
         f"the published recipe's last PSNR in 1/{min(results['speedup_seconds'])} of its seconds and "
         f"1/{min(results['speedup_steps'])} of its steps; at equal seconds +{min(results['gain_db'])} dB (worst seed)"
@@ -452,11 +453,11 @@ def plot(results: Dict, path: Path) -> None:
     colours = dict(zip(dict.fromkeys(run["recipe"] for run in results["runs"]), ("tab:gray", "tab:orange", "tab:blue")))
     labelled = set()
     for run in results["runs"]:
-        for axis, key in zip(axes, ("step", "seconds", "frames")):
+        for axis, key in zip(axes, ("step", "seconds", "views")):
             label = None if run["recipe"] in labelled else run["recipe"]
             axis.plot([p[key] for p in run["curve"]], [p["psnr"] for p in run["curve"]], ".-",
                       color=colours[run["recipe"]], label=label if key == "step" else None)  # fmt: skip
-            axis.set(xlabel={"step": "steps", "seconds": "seconds, teacher included", "frames": "teacher views"}[key])
+            axis.set(xlabel={"step": "steps", "seconds": "seconds, teacher included", "views": "teacher views"}[key])
             axis.grid(alpha=0.3)
         labelled.add(run["recipe"])
     axes[0].set(ylabel=f"held-out PSNR [dB] at {results['resolution']}")

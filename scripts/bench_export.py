@@ -26,11 +26,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.export import ExportMobileR2L
+from mobiler2l_ns.export.command import ExportMobileR2L
+from mobiler2l_ns.export.onnx_files import EMBEDDER, SAMPLER, trace_front, trace_network, trace_pipeline
+from mobiler2l_ns.export.onnx_graph import trace
 from mobiler2l_ns.model import MobileR2LModelConfig
-from mobiler2l_ns.onnx_files import EMBEDDER, SAMPLER, trace_front, trace_network, trace_pipeline
-from mobiler2l_ns.onnx_graph import trace
-from mobiler2l_ns.viewing_range import viewing_range
+from mobiler2l_ns.student.viewing_range import viewing_range
 
 PRECISIONS = ("fp32", "fp16", "int8")
 console = Console()

@@ -24,12 +24,13 @@ from rich.table import Table
 from torch import Tensor
 
 from mobiler2l_ns.cameras import ray_lengths
-from mobiler2l_ns.comparison import held_out_dataset
-from mobiler2l_ns.datamanager import DistillationDataManager, load_photos
+from mobiler2l_ns.data.photos import load_photos
+from mobiler2l_ns.datamanager import DistillationDataManager
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.metrics import psnr
-from mobiler2l_ns.teacher import Teacher
+from mobiler2l_ns.export.comparison import held_out_dataset
+from mobiler2l_ns.teacher.frozen import Teacher
 from mobiler2l_ns.trainer import DistillationTrainerConfig
+from mobiler2l_ns.training.metrics import psnr
 
 console = Console()
 
@@ -112,7 +113,7 @@ def student_config(options: argparse.Namespace, outputs: str, folder: Path) -> D
     config.pipeline.model.outputs = outputs
     datamanager = config.pipeline.datamanager
     datamanager._target, datamanager.teacher = RepeatableDataManager, options.teacher
-    datamanager.pool_frames = datamanager.initial_frames = options.teacher_views
+    datamanager.pool_views = datamanager.initial_views = options.teacher_views
     datamanager.teacher_share = datamanager.filling_share = 0.0
     return config
 

@@ -23,12 +23,11 @@ from rich.progress import track
 from rich.table import Table
 
 from mobiler2l_ns.checkpoints import load_model, read_config
-from mobiler2l_ns.comparison import held_out_dataset
-from mobiler2l_ns.datamanager import load_photos
+from mobiler2l_ns.data.photos import PhotoSet, load_photos
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.metrics import psnr
-from mobiler2l_ns.pool import PhotoSet
-from mobiler2l_ns.teacher import FrozenTeacher
+from mobiler2l_ns.export.comparison import held_out_dataset
+from mobiler2l_ns.teacher.frozen import FrozenTeacher
+from mobiler2l_ns.training.metrics import psnr
 
 console = Console()
 

@@ -22,8 +22,8 @@ from nerfstudio.viewer.utils import CameraState, get_camera
 from nerfstudio.viewer_legacy.server.viewer_utils import SetTrace
 from rich.console import Console
 
-from mobiler2l_ns.export import load_student
-from mobiler2l_ns.viewing_range import viewing_range
+from mobiler2l_ns.export.command import load_student
+from mobiler2l_ns.student.viewing_range import viewing_range
 
 BOUND = 150.0  # milliseconds: below that a camera that is dragged seems to follow
 OPENING_FOV = 75.0  # degrees, of a viewer that was just opened

@@ -198,7 +198,7 @@ def _cost(report: Dict) -> str:
     if pool := report["pool"]:
         share = 100 * pool["share_of_training_time"]
         lines.append(
-            f"teacher views: {pool['frames']} in {pool['teacher_seconds']:.0f} s ({share:.0f} % of training), "
+            f"teacher views: {pool['views']} in {pool['teacher_seconds']:.0f} s ({share:.0f} % of training), "
             f"{pool['bytes'] / 1e6:.0f} MB in memory, nothing on disk"
         )
     if tuning := report.get("finetuning"):

@@ -13,8 +13,8 @@ import torch
 BIN = Path(sys.executable).parent
 TINY = [
     "--machine.device-type", "cpu", "--vis", "tensorboard", "--pipeline.model.network.depth", "6",
-    "--pipeline.model.network.width", "16", "--pipeline.datamanager.initial-frames", "2",
-    "--pipeline.datamanager.pool-frames", "4", "--pipeline.datamanager.windows-per-batch", "4",
+    "--pipeline.model.network.width", "16", "--pipeline.datamanager.initial-views", "2",
+    "--pipeline.datamanager.pool-views", "4", "--pipeline.datamanager.patches-per-batch", "4",
 ]  # fmt: skip
 
 

@@ -104,9 +104,9 @@ def tiny_student(capture: Path, folder: Path):
     network.depth, network.width, network.sr_widths = 6, 16, (8, 8, 8)
     datamanager = config.pipeline.datamanager
     datamanager.data, datamanager.dataparser = capture, BlenderDataParserConfig(data=capture)
-    datamanager.pool_frames, datamanager.initial_frames, datamanager.teacher_share = 4, 2, 0.0
+    datamanager.pool_views, datamanager.initial_views, datamanager.teacher_share = 4, 2, 0.0
     datamanager.filling_share = 0.0
-    datamanager.windows_per_batch, datamanager.window_cells = 4, 2
+    datamanager.patches_per_batch, datamanager.patch_cells = 4, 2
     return config
 
 

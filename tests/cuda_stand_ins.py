@@ -8,7 +8,7 @@ import pytest
 import torch
 from nerfstudio.models import splatfacto
 
-from mobiler2l_ns import teacher_kinds
+from mobiler2l_ns.teacher import kinds as teacher_kinds
 
 SAMPLES, NEAR, FAR = 500, 2.0, 7.0
 

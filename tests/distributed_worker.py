@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from conftest import StubTeacher
 
-from mobiler2l_ns import datamanager, export
+from mobiler2l_ns import datamanager
+from mobiler2l_ns.export import command as export
 from mobiler2l_ns.trainer import DistillationTrainer
 
 
@@ -33,7 +34,7 @@ class RecordingTrainer(DistillationTrainer):
 
     def setup(self, *arguments):
         super().setup(*arguments)
-        self.batches, self.losses, self.gradients, self.frames = [], [], [], []
+        self.batches, self.losses, self.gradients, self.views = [], [], [], []
         self.first_weights = self.weights()
         next_train = self.pipeline.datamanager.next_train
 
@@ -51,7 +52,7 @@ class RecordingTrainer(DistillationTrainer):
         self.losses.append(float(found[0].detach()))
         named = self.pipeline.model.network.named_parameters()
         self.gradients.append({name: parameter.grad.clone() for name, parameter in named})
-        self.frames.append(self.pipeline.datamanager.pool.num_added)
+        self.views.append(self.pipeline.datamanager.pool.num_added)
         return found
 
 
@@ -79,7 +80,7 @@ def main(folder: Path) -> None:
         "probes": teacher.probes, "poses": torch.stack(teacher.poses),
         "capacity": pool.capacity, "pictures": len(pool.images), "pool_bytes": pool.nbytes,
         "batches": [(*flat(rays), batch["alpha"], batch["depth"], batch["image"]) for rays, batch in trainer.batches],
-        "losses": trainer.losses, "gradients": trainer.gradients, "frames": trainer.frames,
+        "losses": trainer.losses, "gradients": trainer.gradients, "views": trainer.views,
         "first_weights": trainer.first_weights, "weights": trainer.weights(),
     }  # fmt: skip
 

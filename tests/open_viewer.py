@@ -15,7 +15,7 @@ from nerfstudio.viewer.render_state_machine import RenderAction, RenderStateMach
 from nerfstudio.viewer.utils import CameraState
 from nerfstudio.viewer.viewer import Viewer
 
-from mobiler2l_ns.poses import look_at
+from mobiler2l_ns.geometry import look_at
 
 
 def free_port() -> int:

@@ -43,7 +43,7 @@ def load_methods(names) -> list:
 
 def export(target: str, precision: str) -> str:
     """What ns-export-mobiler2l ends with, for a run that is not there."""
-    from mobiler2l_ns import export as module
+    from mobiler2l_ns.export import command as module
 
     sys.argv = ["ns-export-mobiler2l", "--load-config", "nowhere/config.yml", "--output-dir", "out",
                 "--targets", target, "--precision", precision]  # fmt: skip

@@ -12,8 +12,8 @@ import torch
 
 from mobiler2l_ns.cameras import pinhole_cameras
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.metrics import psnr
-from mobiler2l_ns.network import NetworkConfig
+from mobiler2l_ns.student.network import NetworkConfig
+from mobiler2l_ns.training.metrics import psnr
 
 SIZE = 32
 FOCAL = 0.5 * SIZE / math.tan(0.5 * demo.CAMERA_ANGLE_X)
@@ -72,7 +72,7 @@ def test_a_tiny_comparison(tmp_path, monkeypatch):
         seconds = [point["seconds"] for point in run["curve"]]
         assert seconds == sorted(seconds) and run["teacher_seconds"] <= run["seconds"]
     # All three pseudo views were rendered before the published recipe's first step, and none after.
-    assert {point["frames"] for point in published["curve"]} == {3}
+    assert {point["views"] for point in published["curve"]} == {3}
     assert results["gain_db"][0] == pytest.approx(full["curve"][-1]["psnr"] - published["curve"][-1]["psnr"], abs=3)
 
 

@@ -12,9 +12,9 @@ from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.field_components.encodings import HashEncoding
 from test_checkpoints import TINY, save_run
 
-from mobiler2l_ns import fast_nerfacto
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.teacher_model import TeacherModelConfig
+from mobiler2l_ns.teacher import fast_nerfacto
+from mobiler2l_ns.teacher.nerfacto import TeacherModelConfig
 
 
 @pytest.fixture
@@ -68,6 +68,6 @@ def test_a_mistake_ends_with_one_sentence(teacher, monkeypatch, arguments, sente
 
 
 def test_a_teacher_that_nerfstudio_renders_anyway(teacher, monkeypatch):
-    monkeypatch.setattr("mobiler2l_ns.teacher.renders_as_nerfacto", lambda model: False)
+    monkeypatch.setattr("mobiler2l_ns.teacher.frozen.renders_as_nerfacto", lambda model: False)
     with pytest.raises(UserError, match="rendered by nerfstudio anyway"):
         bench(monkeypatch, "--teacher", teacher, "--num-views", 1, "--max-side", 8)

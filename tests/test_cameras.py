@@ -16,7 +16,7 @@ from mobiler2l_ns.cameras import (
     student_view,
     to_camera_size,
 )
-from mobiler2l_ns.sampler import Sampler
+from mobiler2l_ns.student.sampler import Sampler
 
 ZERO = torch.zeros(1, dtype=torch.long)
 

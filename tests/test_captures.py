@@ -13,9 +13,9 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from mobiler2l_ns.capture import CaptureDataManagerConfig
+from mobiler2l_ns.data.capture import CaptureDataManagerConfig
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.poses import look_at
+from mobiler2l_ns.geometry import look_at
 
 AS_IT_IS = {"orientation_method": "none", "center_method": "none", "auto_scale_poses": False}
 LENS = {"k1": -0.08, "k2": 0.02, "p1": 0.01, "p2": -0.008}
@@ -83,8 +83,8 @@ def test_a_student_learns_from_every_dialect(name, build_pipeline, stub_teacher,
     """Photo windows belong to their rays, through lens, resize and crop; steps, evaluation and teacher data work."""
     write, intrinsics, lens = CAPTURES[name]
     parser = write(tmp_path / "photos", take_photos(tmp_path / "photos", stub_teacher, intrinsics, lens))
-    options = {"data": tmp_path / "photos", "dataparser": parser, "windows_per_batch": 30}
-    pipeline = build_pipeline("rgbad", photo_share=1.0, window_cells=1, **options)
+    options = {"data": tmp_path / "photos", "dataparser": parser, "patches_per_batch": 30}
+    pipeline = build_pipeline("rgbad", photo_share=1.0, patch_cells=1, **options)
     datamanager, model = pipeline.datamanager, pipeline.model
     # Most photos are 32 x 24; a window is one cell of 8 x 8 pixels.
     assert datamanager.size == (24, 32) and model.config.points == "unbounded"

@@ -11,19 +11,19 @@ import yaml
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.models.nerfacto import NerfactoModelConfig
 
-from mobiler2l_ns import metrics
 from mobiler2l_ns.checkpoints import (
-    allow_numpy_scalars,
-    checkpoint_steps,
+    checkpoint_paths,
     find_runs,
     load_dataparser_transform,
     load_model,
     model_state,
     read_config,
 )
+from mobiler2l_ns.compat import allow_numpy_scalars, without_lpips_download
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.metrics import image_metrics, lpips, psnr, ssim, without_lpips_download
-from mobiler2l_ns.teacher_model import TeacherModelConfig
+from mobiler2l_ns.teacher.nerfacto import TeacherModelConfig
+from mobiler2l_ns.training import metrics
+from mobiler2l_ns.training.metrics import image_metrics, lpips, psnr, ssim
 
 BOX = SceneBox(torch.tensor([[-1.0, -1, -1], [1, 1, 1]]))
 CAMERA = {"height": 32, "width": 48, "focal": 40.0, "near": 2.0, "far": 5.0}
@@ -83,7 +83,7 @@ def test_the_newest_checkpoint_counts_wherever_the_run_was_moved(student, run, t
     save_run(run.parent, config, model, step=12)
     moved = tmp_path / "elsewhere"
     run.parent.rename(moved)
-    paths = checkpoint_steps(moved / "config.yml", config)
+    paths = checkpoint_paths(moved / "config.yml", config)
     assert [path.name for path in paths] == ["step-000000007.ckpt", "step-000000012.ckpt"]
     loaded, step = load_model(moved / "config.yml", "cpu")
     assert step == 12 and (loaded.network.tail[0].bias == 0.25).all()
@@ -93,7 +93,7 @@ def test_a_teacher_comes_back_with_sizes_read_off_its_weights(tmp_path):
     from mobiler2l_ns.method_configs import mobiler2l_teacher_small
 
     config = copy.deepcopy(mobiler2l_teacher_small.config)
-    config.pipeline.model = TeacherModelConfig(scene="object", **TINY)
+    config.pipeline.model = TeacherModelConfig(scene="bounded", **TINY)
     box = SceneBox(torch.tensor([[-1.5, -1, -0.5], [1.5, 1, 0.5]]))
     model = config.pipeline.model.setup(scene_box=box, num_train_data=5, metadata={}, device="cpu", seed_points=None)
     config.pipeline.model.implementation = "tcnn"  # what nerfstudio writes even where it fell back to torch

@@ -7,11 +7,11 @@ import pytest
 import torch
 from test_export import CAMERA, KINDS, make_student
 
-from mobiler2l_ns.coreml_files import check_coreml, write_coreml_files
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.onnx_files import intrinsics
-from mobiler2l_ns.pose_graph import OUTPUT_NAMES, PoseToImage
-from mobiler2l_ns.viewing_range import viewing_range
+from mobiler2l_ns.export.coreml_files import check_coreml, write_coreml_files
+from mobiler2l_ns.export.onnx_files import intrinsics
+from mobiler2l_ns.export.pose_graph import OUTPUT_NAMES, PoseToImage
+from mobiler2l_ns.student.viewing_range import viewing_range
 
 INSTALL = "uv pip install --python .venv/bin/python 'mobiler2l-ns[coreml]'"
 
@@ -80,7 +80,7 @@ def test_float16_codes_would_be_worse(ct, monkeypatch, tmp_path):
     """The reason for two precisions: with all of it in float16 a steep student's picture is off several times more."""
     from ml_program import load_program, run
 
-    from mobiler2l_ns import coreml_files
+    from mobiler2l_ns.export import coreml_files
 
     model = make_student(steepness=1.0, activation="relu")
     pose = viewing_range(model).sample(1)
@@ -108,7 +108,7 @@ def test_wrong_packages_are_refused(ct, tmp_path):
 
 
 def test_float32_networks_are_refused(ct, monkeypatch, tmp_path):
-    from mobiler2l_ns import coreml_files
+    from mobiler2l_ns.export import coreml_files
 
     monkeypatch.setattr(coreml_files, "is_network", lambda operation: False)
     write_coreml_files(make_student(), tmp_path, "x")

@@ -1,4 +1,4 @@
-"""What the student is fed: windows whose pixels belong to their rays, from teacher and photos, and clear refusals."""
+"""What the student is fed: patches whose pixels belong to their rays, from teacher and photos, and clear refusals."""
 
 import json
 import math
@@ -17,11 +17,12 @@ from PIL import Image
 
 from mobiler2l_ns import datamanager as module
 from mobiler2l_ns.cameras import pinhole_cameras, student_rays
-from mobiler2l_ns.capture import CaptureDataManagerConfig
-from mobiler2l_ns.datamanager import DistillationDataManager, on_white
+from mobiler2l_ns.data.capture import CaptureDataManagerConfig
+from mobiler2l_ns.data.photos import on_white
+from mobiler2l_ns.datamanager import DistillationDataManager
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.poses import look_at
-from mobiler2l_ns.teacher import depth_range
+from mobiler2l_ns.geometry import look_at
+from mobiler2l_ns.teacher.frozen import depth_range
 
 ANGLE = 2 * math.atan(0.36)  # the demo scene's field of view: focal is 16 / 0.36 = 44.44 for 32 pixels
 SPLITS = {"train": 8, "val": 2, "test": 2}
@@ -68,7 +69,7 @@ def ball_capture(stub_teacher, tmp_path):
 
 
 def pixel_rays(bundle: RayBundle, s: int = 8):
-    """Rays (B, h*s, w*s, 3) through all pixels of windows: student directions are linear in the pixel's position."""
+    """Rays (B, h*s, w*s, 3) through all pixels of patches: student directions are linear in the pixel's position."""
     origins, cells = student_rays(bundle)
     h, w = bundle.shape[1:]
     down, right = cells[:, 1:2, :1] - cells[:, :1, :1], cells[:, :1, 1:2] - cells[:, :1, :1]
@@ -85,7 +86,7 @@ def worst_errors(stub, bundle, batch) -> torch.Tensor:
 # -- batches --------------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_has_windows_of_rays_and_pixels(build):
+def test_a_batch_has_patches_of_rays_and_pixels(build):
     datamanager = build()
     bundle, batch = datamanager.next_train(0)
     assert isinstance(bundle, RayBundle) and bundle.shape == (4, 2, 2)
@@ -96,17 +97,17 @@ def test_a_batch_has_windows_of_rays_and_pixels(build):
     assert bundle.shape == (4, 2, 2) and batch["image"].shape == (4, 16, 16, 3)
 
 
-def test_whole_pictures_without_a_window(build):
-    bundle, batch = build(window_cells=None).next_train(0)
+def test_whole_pictures_without_a_patch_size(build):
+    bundle, batch = build(patch_cells=None).next_train(0)
     assert bundle.shape == (4, 4, 4) and batch["image"].shape == (4, 32, 32, 3)
 
 
-@pytest.mark.parametrize("tile_cells, window_cells", [(None, 2), (3, 2), (2, 3)])
-def test_targets_are_what_the_teacher_shows_at_these_rays(build, stub_teacher, tile_cells, window_cells):
-    datamanager = build(photo_share=0.0, tile_cells=tile_cells, window_cells=window_cells, windows_per_batch=30)
+@pytest.mark.parametrize("tile_cells, patch_cells", [(None, 2), (3, 2), (2, 3)])
+def test_targets_are_what_the_teacher_shows_at_these_rays(build, stub_teacher, tile_cells, patch_cells):
+    datamanager = build(photo_share=0.0, tile_cells=tile_cells, patch_cells=patch_cells, patches_per_batch=30)
     assert datamanager.photos is None
     bundle, batch = datamanager.next_train(0)
-    assert bundle.shape == (30, 2, 2)  # a window is no larger than a tile
+    assert bundle.shape == (30, 2, 2)  # a patch is no larger than a tile
     errors = worst_errors(stub_teacher, bundle, batch)
     assert (errors <= 0.5 / 255 + 1e-4).float().mean() > 0.999  # a ray along the rim may round either way
     seen = batch["image"].amin(dim=-1) < 1
@@ -114,7 +115,7 @@ def test_targets_are_what_the_teacher_shows_at_these_rays(build, stub_teacher, t
 
 
 def test_photo_targets_belong_to_their_rays(build, stub_teacher, ball_capture):
-    datamanager = build(data=ball_capture, photo_share=1.0, windows_per_batch=30)
+    datamanager = build(data=ball_capture, photo_share=1.0, patches_per_batch=30)
     bundle, batch = datamanager.next_train(0)
     errors = worst_errors(stub_teacher, bundle, batch)
     assert (errors <= 0.5 / 255 + 1e-4).float().mean() > 0.999
@@ -125,7 +126,7 @@ def test_photo_targets_belong_to_their_rays(build, stub_teacher, ball_capture):
 
 def test_a_smaller_picture_stays_on_its_rays(build, stub_teacher, ball_capture):
     """Photos shrink by 3/4 and lose rows above and below; colours change by less than 0.04 a pixel inside the ball."""
-    datamanager = build(data=ball_capture, photo_share=1.0, windows_per_batch=30, image_size=(24, 16))
+    datamanager = build(data=ball_capture, photo_share=1.0, patches_per_batch=30, image_size=(24, 16))
     assert datamanager.size == (16, 24)
     camera = datamanager.train_dataset.metadata["student_camera"]
     assert (camera["height"], camera["width"]) == (16, 24)
@@ -141,7 +142,7 @@ def test_a_smaller_picture_stays_on_its_rays(build, stub_teacher, ball_capture):
 
 def test_photo_share_splits_the_batch(build, stub_teacher, capture):
     """Teacher views come first; photos are where the capture's cameras stand."""
-    datamanager = build(photo_share=0.25, windows_per_batch=8)
+    datamanager = build(photo_share=0.25, patches_per_batch=8)
     bundle, batch = datamanager.next_train(0)
     own = datamanager.train_dataset.cameras.camera_to_worlds[:, :, 3]
     distance = torch.cdist(bundle.origins[:, 0, 0], own).amin(dim=1)
@@ -174,11 +175,11 @@ def test_the_teacher_renders_within_its_share_of_the_time(build, stub_teacher, m
         now[0] += 10
         if step == 3:  # an evaluation, which is no training time
             now[0] += 100
-            datamanager.leave_out(100)
+            datamanager.exclude(100)
     # First 2 views, at t = 2: 0.5 t - 2 < 0. t = 12: 0.5 t - 2 = 4, but 2 fill the pool. From t = 24 on the full pool's
     # share counts anew: 0 there, 0.3 * 10 = 3 at t = 34, and 0.3 * 23 - 3 = 3.9, rounded up, at t = 47.
     assert counts == [2, 4, 4, 7, 11]
-    assert len(datamanager.pool) == 4 and datamanager.statistics()["frames"] == 11
+    assert len(datamanager.pool) == 4 and datamanager.statistics()["views"] == 11
     poses = datamanager.pool.c2w
     assert torch.cdist(poses[:, :, 3], poses[:, :, 3]).fill_diagonal_(1).min() > 1e-3  # new poses each time
 
@@ -191,7 +192,7 @@ def test_statistics(build):
     # Pool: 4 views of 16*16*3 bytes, 12 floats and 2 longs; photos: 8 of 32*32*3.
     size = 4 * (16 * 16 * 3 + 48 + 16) + 8 * 32 * 32 * 3
     assert found == {
-        "capacity": 4, "frames": 2, "frame_height": 16, "frame_width": 16, "bytes": size, "photos": 8,
+        "capacity": 4, "views": 2, "view_height": 16, "view_width": 16, "bytes": size, "photos": 8,
     }  # fmt: skip
 
 
@@ -447,7 +448,7 @@ def test_the_teachers_parser_is_taken_over_unless_one_is_given(tmp_path, capture
 
 
 def test_memory_is_as_announced(build, capsys):
-    datamanager = build(pool_frames=500)
+    datamanager = build(pool_views=500)
     text = " ".join(capsys.readouterr().out.split())
     announced = [float(number) for number in re.findall(r"\(([\d.]+) MB\)", text)]
     assert len(announced) == 2  # pool and photos

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mobiler2l_ns.density_grid import DensityGrid
+from mobiler2l_ns.teacher.density_grid import DensityGrid
 
 RESOLUTION, RADIUS, CELL = 32, 0.25, 1 / 32
 CENTRE = torch.tensor([0.55, 0.4, 0.5])

@@ -1,4 +1,4 @@
-"""Two processes on CPUs train as one would on the same windows, share the work, and never do it twice."""
+"""Two processes on CPUs train as one would on the same patches, share the work, and never do it twice."""
 
 import copy
 import json
@@ -21,9 +21,9 @@ from nerfstudio.utils import comms
 
 from mobiler2l_ns import datamanager as module
 from mobiler2l_ns.checkpoints import load_model
-from mobiler2l_ns.datamanager import DistillationDataManager, check_windows
-from mobiler2l_ns.distributed import from_main, gather, own_share
+from mobiler2l_ns.datamanager import DistillationDataManager, check_patches
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.training.distributed import broadcast_from_main, gather, local_share
 
 STEPS = 4
 
@@ -86,7 +86,7 @@ def run_two_processes(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def runs(capture, tmp_path_factory) -> SimpleNamespace:
-    """What two processes found (``ranks``), and one process that was given the windows of both (``alone``)."""
+    """What two processes found (``ranks``), and one process that was given the patches of both (``alone``)."""
     folder = tmp_path_factory.mktemp("distributed")
     config = tiny_student(capture, folder)
     config.pipeline.model.outputs = "rgbad"
@@ -103,7 +103,7 @@ def runs(capture, tmp_path_factory) -> SimpleNamespace:
     options = shared.pipeline.datamanager
     options.teacher, options.cache_dir = None, folder / "cache"
     options.teacher_share = options.filling_share = 0.9
-    options.pool_frames, options.initial_frames, options.windows_per_batch = 7, 3, 6
+    options.pool_views, options.initial_views, options.patches_per_batch = 7, 3, 6
     (folder / "config.pickle").write_bytes(pickle.dumps(shared))  # as nerfstudio hands it to its processes
     output = run_two_processes(folder)
     ranks = [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(2)]
@@ -154,7 +154,7 @@ def test_all_agree_on_what_the_student_is(runs):
 
 
 def test_totals_are_divided(runs):
-    """7 views kept, 3 rendered at first, and 6 windows, 3 of them from photos: the first process takes one more."""
+    """7 views kept, 3 rendered at first, and 6 patches, 3 of them from photos: the first process takes one more."""
     first, second = runs.ranks
     assert (first["capacity"], second["capacity"]) == (first["pictures"], second["pictures"]) == (4, 3)
     cameras = runs.alone.pipeline.datamanager.train_dataset.cameras.camera_to_worlds[:, :, 3]
@@ -173,9 +173,9 @@ def test_no_view_is_rendered_twice(runs):
 
 def test_views_are_rendered_in_the_same_steps(runs):
     """The second process's clock stands still, so it follows the first one's."""
-    first, second = ([n - rank["frames"][0] for n in rank["frames"]] for rank in runs.ranks)
+    first, second = ([n - rank["views"][0] for n in rank["views"]] for rank in runs.ranks)
     assert first == second and first[-1] > 0
-    assert runs.ranks[0]["frames"][0] == runs.ranks[1]["frames"][0] + 1 >= 2  # 3 initial views
+    assert runs.ranks[0]["views"][0] == runs.ranks[1]["views"][0] + 1 >= 2  # 3 initial views
 
 
 def test_each_process_has_its_own_cache(runs):
@@ -205,7 +205,7 @@ def test_only_the_main_process_writes(runs):
 def test_statistics_are_those_of_all_processes(runs):
     found = json.loads((run_folder(runs, 0) / "distillation.json").read_text())
     assert found["steps"] == STEPS and found["processes"] == 2
-    assert found["pool"]["frames"] == sum(rank["frames"][-1] for rank in runs.ranks)
+    assert found["pool"]["views"] == sum(rank["views"][-1] for rank in runs.ranks)
     assert found["pool"]["capacity"] == 7 and found["pool"]["photos"] == 8
     assert found["pool"]["bytes"] == sum(rank["pool_bytes"] for rank in runs.ranks) + 2 * 8 * 32 * 32 * 4
 
@@ -249,22 +249,22 @@ def pretend(monkeypatch):
 
 
 def test_shares_by_hand(pretend):
-    assert own_share(7) == 7
+    assert local_share(7) == 7
     for size, shares in ((2, [4, 3]), (3, [3, 2, 2]), (8, [1, 1, 1, 1, 1, 1, 1, 0])):
         for rank, share in enumerate(shares):
             pretend(rank, size)
-            assert own_share(7) == share
+            assert local_share(7) == share
 
 
 def test_alone_nothing_is_sent():
-    assert from_main(lambda: "answer") == "answer" and gather("value") == ["value"]
+    assert broadcast_from_main(lambda: "answer") == "answer" and gather("value") == ["value"]
 
 
-def test_windows_that_do_not_divide_name_their_cure(pretend, capture, tmp_path, monkeypatch):
-    check_windows(25)
+def test_patches_that_do_not_divide_name_their_cure(pretend, capture, tmp_path, monkeypatch):
+    check_patches(25)
     monkeypatch.setattr(DistillationDataManager, "_adopt_teacher", lambda self, config: None)
     config = tiny_student(capture, tmp_path).pipeline.datamanager
-    config.windows_per_batch = 25
+    config.patches_per_batch = 25
     pretend(1, 2)
-    with pytest.raises(UserError, match="--pipeline.datamanager.windows-per-batch 25 .* 2 processes: pass 26.$"):
+    with pytest.raises(UserError, match="--pipeline.datamanager.patches-per-batch 25 .* 2 processes: pass 26.$"):
         config.setup(device="cpu", test_mode="val", world_size=2, local_rank=1)

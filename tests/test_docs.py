@@ -50,7 +50,7 @@ def parser_of(command: str):
 
         target = tyro.conf.FlagConversionOff[Commands]
     elif command == "ns-export-mobiler2l":
-        from mobiler2l_ns.export import ExportMobileR2L
+        from mobiler2l_ns.export.command import ExportMobileR2L
 
         target = tyro.conf.FlagConversionOff[ExportMobileR2L]
     else:
@@ -138,7 +138,7 @@ def test_every_option_is_one():
     from nerfstudio.scripts.process_data import Commands
 
     from mobiler2l_ns import method_configs
-    from mobiler2l_ns.export import ExportMobileR2L
+    from mobiler2l_ns.export.command import ExportMobileR2L
 
     known = set(OTHER_TOOLS)
     for name in method_configs.__all__:

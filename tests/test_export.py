@@ -17,15 +17,17 @@ import torch
 import yaml
 from nerfstudio.data.scene_box import SceneBox
 
-from mobiler2l_ns import export, method_configs, onnx_files, onnx_graph, output_folder, snap_files, verification
+from mobiler2l_ns import method_configs
 from mobiler2l_ns.cameras import cell_centres, pinhole_cameras, rays_at, student_rays
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.export import ExportMobileR2L
+from mobiler2l_ns.export import command as export
+from mobiler2l_ns.export import onnx_files, onnx_graph, output_folder, snap_files, verification
+from mobiler2l_ns.export.command import ExportMobileR2L
+from mobiler2l_ns.export.snap_operators import check_snap_operators
 from mobiler2l_ns.model import MobileR2LModelConfig
-from mobiler2l_ns.network import NetworkConfig
 from mobiler2l_ns.runtime import Renderer
-from mobiler2l_ns.snap_operators import check_snap_operators
-from mobiler2l_ns.viewing_range import viewing_range
+from mobiler2l_ns.student.network import NetworkConfig
+from mobiler2l_ns.student.viewing_range import viewing_range
 
 CAMERA = {"height": 48, "width": 72, "focal": 70.0, "near": 2.0, "far": 5.0}
 UNBOUNDED = {**CAMERA, "far": 200.0, "points": "unbounded", "contraction": ([0.1, -0.2, 0.3], 3.0)}
@@ -542,7 +544,7 @@ def test_pictures_are_merged_or_skipped(config_path, tmp_path, monkeypatch, caps
         (folder / "view.png").write_bytes(b"picture")
         return {"psnr": 30.0}
 
-    monkeypatch.setitem(sys.modules, "mobiler2l_ns.comparison", types.SimpleNamespace(compare=compare))
+    monkeypatch.setitem(sys.modules, "mobiler2l_ns.export.comparison", types.SimpleNamespace(compare=compare))
     report = export_run(config_path, tmp_path / "out", num_views=2)
     assert report["psnr"] == 30.0 and "view.png" in report["files"]
     assert "psnr" not in export_run(config_path, tmp_path / "out", num_views=9)

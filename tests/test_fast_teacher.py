@@ -10,12 +10,20 @@ from nerfstudio.field_components.spatial_distortions import SceneContraction
 from nerfstudio.model_components.ray_samplers import PDFSampler, UniformSampler
 from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 
-from mobiler2l_ns import fast_nerfacto, teacher
 from mobiler2l_ns.cameras import crop_camera, pinhole_cameras
-from mobiler2l_ns.fast_nerfacto import FastNerfacto, intersect_aabb, inverse_cdf, render_weights, renders_as_nerfacto
-from mobiler2l_ns.metrics import psnr, without_lpips_download
-from mobiler2l_ns.teacher import FrozenTeacher
-from mobiler2l_ns.teacher_model import TeacherModelConfig
+from mobiler2l_ns.compat import without_lpips_download
+from mobiler2l_ns.teacher import fast_nerfacto
+from mobiler2l_ns.teacher import frozen as teacher
+from mobiler2l_ns.teacher.fast_nerfacto import (
+    FastNerfacto,
+    intersect_aabb,
+    inverse_cdf,
+    render_weights,
+    renders_as_nerfacto,
+)
+from mobiler2l_ns.teacher.frozen import FrozenTeacher
+from mobiler2l_ns.teacher.nerfacto import TeacherModelConfig
+from mobiler2l_ns.training.metrics import psnr
 
 BOX = SceneBox(torch.tensor([[-1.0, -1, -1], [1, 1, 1]]))
 GRIDS = {"hidden_dim": 8, "log2_hashmap_size": 12, "num_levels": 2, "max_res": 16, "use_linear": False}
@@ -102,7 +110,7 @@ class FirstFeatures(torch.nn.Module):
 
 @pytest.fixture
 def ball_model():
-    model = build(scene="object", num_nerf_samples_per_ray=32)
+    model = build(scene="bounded", num_nerf_samples_per_ray=32)
     model.field.mlp_base, model.field.mlp_head = Ball(model.field.geo_feat_dim), FirstFeatures()
     model.proposal_networks[-1].mlp_base = Ball(3)
     return model
@@ -212,14 +220,14 @@ def test_a_box_is_entered_and_left():
     assert (float(enter[2]), float(leave[2])) == pytest.approx((0, 0.5))
 
 
-@pytest.mark.parametrize("scene", ["object", "capture"])
+@pytest.mark.parametrize("scene", ["bounded", "capture"])
 def test_positions_are_those_of_the_models_field(scene):
     model = build(scene=scene)
     model.field.aabb = torch.tensor([[-1.0, -2, -3], [3, 2, 1]])
     generator = torch.Generator().manual_seed(0)
     rays_o, rays_d, t = (torch.rand(shape, generator=generator) for shape in ((20, 3), (20, 3), (20, 5)))
     world = rays_o[:, None] + 10 * t[..., None] * rays_d[:, None]
-    if scene == "object":
+    if scene == "bounded":
         expected = SceneBox.get_normalized_positions(world, model.field.aabb)
     else:
         expected = (SceneContraction(order=float("inf"))(world) + 2) / 4
@@ -233,11 +241,11 @@ def test_positions_are_those_of_the_models_field(scene):
 @pytest.mark.parametrize(
     "config, options",
     [
-        (TeacherModelConfig, {"scene": "object"}),
-        (TeacherModelConfig, {"scene": "capture"}),
-        (TeacherModelConfig, {"scene": "capture", "use_average_appearance_embedding": False}),
-        (TeacherModelConfig, {"scene": "capture", "use_appearance_embedding": False, "predict_normals": True}),
-        (TeacherModelConfig, {"scene": "capture", "background_color": "black"}),
+        (TeacherModelConfig, {"scene": "bounded"}),
+        (TeacherModelConfig, {"scene": "unbounded"}),
+        (TeacherModelConfig, {"scene": "unbounded", "use_average_appearance_embedding": False}),
+        (TeacherModelConfig, {"scene": "unbounded", "use_appearance_embedding": False, "predict_normals": True}),
+        (TeacherModelConfig, {"scene": "unbounded", "background_color": "black"}),
         (NerfactoModelConfig, {"disable_scene_contraction": True, "background_color": "random"}),
         (
             NerfactoModelConfig,
@@ -259,8 +267,8 @@ def test_agrees_with_nerfstudio(config, options, camera):
 
 @pytest.mark.parametrize(
     "options",
-    [{"scene": "capture", "background_color": "white"}, {"scene": "object"}],
-    ids=["capture", "object"],
+    [{"scene": "unbounded", "background_color": "white"}, {"scene": "bounded"}],
+    ids=["unbounded", "bounded"],
 )
 def test_a_random_background_is_white_in_the_end(options, camera, monkeypatch):
     """Trained on random backgrounds, a model leaves black behind what it shows."""

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import torch
 
 from mobiler2l_ns import datamanager as module
+from mobiler2l_ns.data.photos import PhotoSet
 from mobiler2l_ns.datamanager import DistillationDataManager
-from mobiler2l_ns.finetuning import FineTuning, FineTuningConfig
-from mobiler2l_ns.pool import PhotoSet
+from mobiler2l_ns.training.finetuning import FineTuning, FineTuningConfig
 
 
 class Run:
@@ -71,7 +71,7 @@ def test_held_out_photos_are_in_no_batch(student_config, stub_teacher, monkeypat
     monkeypatch.setattr(DistillationDataManager, "_adopt_teacher", lambda self, config: False)
     config = student_config.pipeline.datamanager
     config.teacher, config.validation_photos, config.photo_share = tmp_path / "config.yml", 3, 1.0
-    config.windows_per_batch, config.window_cells = 64, None
+    config.patches_per_batch, config.patch_cells = 64, None
     manager = config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
     assert (len(manager.photos), len(manager.validation)) == (5, 3)
     rays, batch = manager.next_train(0)

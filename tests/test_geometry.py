@@ -9,13 +9,13 @@ from nerfstudio.model_components.renderers import background_color_override_cont
 from test_datamanager import ball_capture, pixel_rays  # noqa: F401  (a fixture)
 from test_model import ORBIT, camera_at, make_model
 
-from mobiler2l_ns import teacher
 from mobiler2l_ns.cameras import pinhole_cameras, ray_lengths, student_rays, student_view
+from mobiler2l_ns.data.pool import ViewPool
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.losses import alpha_loss, depth_loss
-from mobiler2l_ns.pool import FramePool
-from mobiler2l_ns.sampler import DepthRange
-from mobiler2l_ns.teacher import FrozenTeacher
+from mobiler2l_ns.student.sampler import DepthRange
+from mobiler2l_ns.teacher import frozen as teacher
+from mobiler2l_ns.teacher.frozen import FrozenTeacher
+from mobiler2l_ns.training.losses import alpha_loss, depth_loss
 
 BYTE = 1 / 255
 
@@ -23,7 +23,7 @@ BYTE = 1 / 255
 @pytest.fixture
 def build(build_pipeline):
     """Pipelines of students with alpha and depth."""
-    return functools.partial(build_pipeline, outputs="rgbad", windows_per_batch=30)
+    return functools.partial(build_pipeline, outputs="rgbad", patches_per_batch=30)
 
 
 def constant_model(*channels, **metadata):
@@ -107,9 +107,9 @@ def test_a_teacher_without_geometry_says_so_once(monkeypatch, capsys):
 # -- the pool -------------------------------------------------------------------------------------------------------
 
 
-def filled_pool(depths, cache=None, views=0) -> FramePool:
+def filled_pool(depths, cache=None, views=0) -> ViewPool:
     """A pool of 2 x 3 pixel views at z = 2, 3, 6 and, in the second row, where there is none."""
-    pool = FramePool(2, (2, 3), (2, 3), 10.0, 1, "cpu", cache, channels=5, depths=DepthRange(*depths))
+    pool = ViewPool(2, (2, 3), (2, 3), 10.0, 1, "cpu", cache, channels=5, depths=DepthRange(*depths))
     view = torch.zeros(2, 3, 5)
     view[0, :, 3], view[0, :, 4] = 1.0, torch.tensor([2.0, 3.0, 6.0])
     for _ in range(views):
@@ -144,14 +144,14 @@ def test_a_cache_keeps_depth_in_world_units(tmp_path):
 def test_a_cache_with_other_outputs_is_refused(tmp_path):
     filled_pool((1.0, 5.0), tmp_path)
     with pytest.raises(UserError, match="other outputs"):
-        FramePool(2, (2, 3), (2, 3), 10.0, 1, "cpu", tmp_path)
+        ViewPool(2, (2, 3), (2, 3), 10.0, 1, "cpu", tmp_path)
 
 
 # -- batches --------------------------------------------------------------------------------------------------------
 
 
 def check_against_the_ball(bundle, batch, stub, camera) -> None:
-    """Alpha and depth of a batch's first windows, by closed form, to half a byte."""
+    """Alpha and depth of a batch's first patches, by closed form, to half a byte."""
     m = len(batch["alpha"])
     origins, directions = (part[:m] for part in pixel_rays(bundle))
     z = stub.depths(origins, directions)
@@ -159,7 +159,7 @@ def check_against_the_ball(bundle, batch, stub, camera) -> None:
     near, far = camera["near"], camera["far"]
     m = len(batch["depth"])
     z, known = z[:m], (z[:m] > near + 0.01) & (batch["alpha"][:m] > 0)
-    part = DepthRange(near, far, camera["points"] == "unbounded").part(z)
+    part = DepthRange(near, far, camera["points"] == "unbounded").normalize(z)
     error = (batch["depth"] - part.clamp(0, 1))[known].abs()
     assert known.any() and (error < 0.51 * BYTE + 1e-4).float().mean() > 0.999
     assert (batch["depth"][z == 0] == 0).float().mean() > 0.999
@@ -192,10 +192,10 @@ def test_opaque_photos_teach_colours_alone(build, stub_teacher, ball_capture):  
     assert datamanager.next_train(1)[1].keys() == {"image", "sources"}
 
 
-def test_hard_windows_are_colours(build, stub_teacher):
+def test_hard_patches_are_colours(build, stub_teacher):
     datamanager = build(photo_share=0.0, hard_share=0.2).datamanager
     datamanager.next_train(0)
-    datamanager.learn_from(torch.rand(30))
+    datamanager.add_hard_patches(torch.rand(30))
     bundle, batch = datamanager.next_train(1)
     assert len(batch["image"]) == 30 and len(batch["alpha"]) == len(batch["depth"]) == 24
     check_against_the_ball(bundle, batch, stub_teacher, datamanager.train_dataset.metadata["student_camera"])
@@ -210,7 +210,7 @@ def test_what_is_not_asked_for_is_not_kept(build, outputs):
 
 
 def test_the_announcement_counts_channels(build, capsys):
-    datamanager = build(pool_frames=500).datamanager
+    datamanager = build(pool_views=500).datamanager
     printed = " ".join(capsys.readouterr().out.split())
     assert f"({500 * 32 * 32 * 5 / 1e6:.1f} MB)" in printed
     assert datamanager.pool.images.numel() == 500 * 32 * 32 * 5 and datamanager.photos.nbytes == 8 * 32 * 32 * 4
@@ -238,7 +238,7 @@ def test_the_models_losses_by_hand():
     assert model.get_loss_dict(outputs, batch).keys() == {"rgb_loss"}
     batch |= {"alpha": torch.full((2, 8, 8, 1), 0.8), "depth": torch.full((1, 8, 8, 1), 0.5)}
     losses = {name: float(value) for name, value in model.get_loss_dict(outputs, batch).items()}
-    # alpha: 0.1^2 in two of four windows; depth: 0.8 * 0.2^2 in one of them
+    # alpha: 0.1^2 in two of four patches; depth: 0.8 * 0.2^2 in one of them
     expected = {"rgb_loss": 0.01, "alpha_loss": 0.5 * 0.01 / 2, "depth_loss": 0.25 * 0.8 * 0.04 / 4}
     assert losses == pytest.approx(expected)
     assert make_model().get_loss_dict({"rgb": outputs["rgb"]}, batch).keys() == {"rgb_loss"}
@@ -246,7 +246,7 @@ def test_the_models_losses_by_hand():
 
 def test_heads_learn_in_a_few_steps(build):
     torch.manual_seed(0)
-    pipeline = build(photo_share=0.0, initial_frames=4, windows_per_batch=16)
+    pipeline = build(photo_share=0.0, initial_views=4, patches_per_batch=16)
     optimizer = torch.optim.Adam(pipeline.model.network.parameters(), 1e-2)
     history = []
     for step in range(40):

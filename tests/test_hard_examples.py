@@ -1,4 +1,4 @@
-"""Hard windows: which enter, which are drawn, which are forgotten, and that a batch keeps its size."""
+"""Hard patches: which enter, which are drawn, which are forgotten, and that a batch keeps its size."""
 
 import functools
 
@@ -6,13 +6,12 @@ import pytest
 import torch
 from nerfstudio.cameras.rays import RayBundle
 
+from mobiler2l_ns.data.patches import HardPatches, Patches
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.hard_examples import HardWindows
-from mobiler2l_ns.pool import Windows
 
 
-def make_windows(marks, cells: int = 2, side: int = 4) -> Windows:
-    """Windows whose every number tells which one it is: pixels mark / 255, rays mark."""
+def make_patches(marks, cells: int = 2, side: int = 4) -> Patches:
+    """Patches whose every number tells which one it is: pixels mark / 255, rays mark."""
     marks = torch.tensor(marks, dtype=torch.float32).view(-1, 1, 1, 1)
 
     def filled(rows, channels):
@@ -21,66 +20,66 @@ def make_windows(marks, cells: int = 2, side: int = 4) -> Windows:
     rays = RayBundle(
         filled(cells, 3), -filled(cells, 3), filled(cells, 1), metadata={"directions_norm": 2 * filled(cells, 1)}
     )
-    return Windows(rays, filled(side, 3) / 255)
+    return Patches(rays, filled(side, 3) / 255)
 
 
-def drawn_marks(hard: HardWindows, times: int = 50) -> set:
-    """Marks of many draws, each checked to be one whole window."""
+def drawn_marks(hard: HardPatches, times: int = 50) -> set:
+    """Marks of many draws, each checked to be one whole patch."""
     found = set()
     for _ in range(times):
-        windows = hard.draw()
-        marks = windows.rays.origins[:, 0, 0, 0]
+        patches = hard.draw()
+        marks = patches.rays.origins[:, 0, 0, 0]
         assert len(marks) == hard.count
-        expected = make_windows(marks.tolist())
+        expected = make_patches(marks.tolist())
         for name in ("origins", "directions", "pixel_area"):
-            assert torch.equal(getattr(windows.rays, name), getattr(expected.rays, name))
-        assert torch.equal(windows.rays.metadata["directions_norm"], expected.rays.metadata["directions_norm"])
-        assert torch.equal(windows.pixels, expected.pixels)
+            assert torch.equal(getattr(patches.rays, name), getattr(expected.rays, name))
+        assert torch.equal(patches.rays.metadata["directions_norm"], expected.rays.metadata["directions_norm"])
+        assert torch.equal(patches.pixels, expected.pixels)
         found |= {int(mark) for mark in marks}
     return found
 
 
 def test_the_worst_enter_and_are_drawn():
-    hard = HardWindows(count=2, capacity=6)
+    hard = HardPatches(count=2, capacity=6)
     assert len(hard) == 0 and hard.nbytes == 0
-    hard.add(make_windows([10, 11, 12, 13]), torch.tensor([0.1, 0.9, 0.2, 0.8]))
+    hard.add(make_patches([10, 11, 12, 13]), torch.tensor([0.1, 0.9, 0.2, 0.8]))
     assert len(hard) == 2 and drawn_marks(hard) == {11, 13}
-    hard.add(make_windows([20, 21, 22, 23]), torch.tensor([0.5, 0.1, 0.0, 0.4]))
+    hard.add(make_patches([20, 21, 22, 23]), torch.tensor([0.5, 0.1, 0.0, 0.4]))
     assert len(hard) == 4 and drawn_marks(hard) == {11, 13, 20, 23}  # whatever the errors of other batches
 
 
-def test_windows_without_an_error_do_not_enter():
-    hard = HardWindows(count=2, capacity=6)
-    hard.add(make_windows([10, 11, 12, 13]), torch.tensor([0.1, 0.2, 0.3]))
+def test_patches_without_an_error_do_not_enter():
+    hard = HardPatches(count=2, capacity=6)
+    hard.add(make_patches([10, 11, 12, 13]), torch.tensor([0.1, 0.2, 0.3]))
     assert drawn_marks(hard) == {11, 12}
-    hard.add(make_windows([14, 15]), torch.tensor([0.1]))
+    hard.add(make_patches([14, 15]), torch.tensor([0.1]))
     assert len(hard) == 3 and drawn_marks(hard) == {11, 12, 14}
 
 
 def test_the_oldest_are_forgotten_in_the_same_memory():
     """Capacity 5 and two a batch: the slots run over the end."""
-    hard = HardWindows(count=2, capacity=5)
+    hard = HardPatches(count=2, capacity=5)
     for batch in range(4):
         marks = [10 * batch + k for k in range(3)]
-        hard.add(make_windows(marks), torch.tensor([0.2, 0.1, 0.0]))
+        hard.add(make_patches(marks), torch.tensor([0.2, 0.1, 0.0]))
         addresses = [tensor.data_ptr() for tensor in hard._stored]
         if batch == 0:
             first, size = addresses, hard.nbytes
     assert len(hard) == 5 and drawn_marks(hard) == {11, 20, 21, 30, 31}
     assert addresses == first
-    # 5 windows of 4*4*3 bytes and 2*2 rays of 3 + 3 + 1 + 1 floats
+    # 5 patches of 4*4*3 bytes and 2*2 rays of 3 + 3 + 1 + 1 floats
     assert hard.nbytes == size == 5 * (48 + 4 * 8 * 4)
 
 
 def test_pixels_survive_as_bytes():
     pixels = torch.arange(256).view(4, 8, 8, 1).expand(-1, -1, -1, 3).float() / 255
-    rays = make_windows([0, 1, 2, 3]).rays
-    hard = HardWindows(count=4, capacity=4)
-    hard.add(Windows(rays, pixels), torch.arange(4))
+    rays = make_patches([0, 1, 2, 3]).rays
+    hard = HardPatches(count=4, capacity=4)
+    hard.add(Patches(rays, pixels), torch.arange(4))
     assert hard._stored[0].dtype == torch.uint8
-    windows = hard.draw()
-    assert windows.pixels.dtype == torch.float32
-    assert torch.equal(windows.pixels, pixels[windows.rays.origins[:, 0, 0, 0].long()])
+    patches = hard.draw()
+    assert patches.pixels.dtype == torch.float32
+    assert torch.equal(patches.pixels, pixels[patches.rays.origins[:, 0, 0, 0].long()])
 
 
 # -- in training ----------------------------------------------------------------------------------------------------
@@ -88,62 +87,62 @@ def test_pixels_survive_as_bytes():
 
 @pytest.fixture
 def build(build_pipeline):
-    """Pipelines with ten windows a batch."""
-    return functools.partial(build_pipeline, windows_per_batch=10)
+    """Pipelines with ten patches a batch."""
+    return functools.partial(build_pipeline, patches_per_batch=10)
 
 
 def rows(bundle: RayBundle) -> list:
-    """Something that tells windows apart."""
+    """Something that tells patches apart."""
     return [tuple(ray) for ray in torch.cat([bundle.origins, bundle.directions], dim=-1)[:, 0, 0].tolist()]
 
 
 @pytest.mark.parametrize("photo_share", [0.0, 0.5])
-def test_a_batch_ends_with_hard_windows_of_the_batches_before(build, photo_share):
+def test_a_batch_ends_with_hard_patches_of_the_batches_before(build, photo_share):
     datamanager = build(hard_share=0.3, photo_share=photo_share).datamanager
     bundle, batch = datamanager.next_train(0)
     first, pixels = rows(bundle), batch["image"]
-    datamanager.learn_from(torch.tensor([0.0, 0.9, 0, 0, 0.8, 0, 0, 0, 0, 0.7]))
+    datamanager.add_hard_patches(torch.tensor([0.0, 0.9, 0, 0, 0.8, 0, 0, 0, 0, 0.7]))
     hard = {first[index]: pixels[index] for index in (1, 4, 9)}
     for step in range(1, 4):
         bundle, batch = datamanager.next_train(step)
         assert bundle.shape == (10, 2, 2) and batch["image"].shape == (10, 16, 16, 3)
         assert datamanager.last_batch[1] == 7
-        for row, window in zip(rows(bundle)[7:], batch["image"][7:]):
-            assert torch.equal(window, hard[row])
+        for row, patch in zip(rows(bundle)[7:], batch["image"][7:]):
+            assert torch.equal(patch, hard[row])
     assert datamanager.get_train_rays_per_batch() == 10 * 16 * 16
 
 
-def test_a_window_that_was_drawn_again_does_not_enter_again(build):
+def test_a_patch_that_was_drawn_again_does_not_enter_again(build):
     """However badly it was rendered: of the second batch the worst new ones enter."""
     datamanager = build(hard_share=0.3).datamanager
     datamanager.next_train(0)
-    datamanager.learn_from(torch.zeros(10))
+    datamanager.add_hard_patches(torch.zeros(10))
     bundle, _ = datamanager.next_train(1)
-    datamanager.learn_from(torch.tensor([0.0, 0.1, 0.2, 0.3, 0, 0, 0, 1, 1, 1]))
-    stored = datamanager.hard_windows._stored[1][3:6, 0, 0]
+    datamanager.add_hard_patches(torch.tensor([0.0, 0.1, 0.2, 0.3, 0, 0, 0, 1, 1, 1]))
+    stored = datamanager.hard_patches._stored[1][3:6, 0, 0]
     assert {tuple(origin) for origin in stored.tolist()} == {tuple(row[:3]) for row in rows(bundle)[1:4]}
 
 
-def test_the_pipeline_hands_over_each_windows_error(build, monkeypatch):
+def test_the_pipeline_hands_over_each_patches_error(build, monkeypatch):
     pipeline = build(hard_share=0.2)
     heard = []
-    monkeypatch.setattr(pipeline.datamanager, "learn_from", heard.append)
+    monkeypatch.setattr(pipeline.datamanager, "add_hard_patches", heard.append)
     outputs, losses, metrics = pipeline.get_train_loss_dict(0)
     assert heard[0].shape == (10,) and not heard[0].requires_grad
     torch.testing.assert_close(heard[0].mean(), losses["rgb_loss"].detach())
-    windows, num_new = pipeline.datamanager.last_batch
+    patches, num_new = pipeline.datamanager.last_batch
     assert num_new == 10 and "psnr" in metrics
-    by_hand = [float(((outputs["rgb"][b] - windows.pixels[b]) ** 2).mean()) for b in range(10)]
+    by_hand = [float(((outputs["rgb"][b] - patches.pixels[b]) ** 2).mean()) for b in range(10)]
     assert heard[0].tolist() == pytest.approx(by_hand)
 
 
-def test_hard_windows_fill_up_while_training(build):
+def test_hard_patches_fill_up_while_training(build):
     pipeline = build(hard_share=0.2)
     for step in range(3):
         pipeline.get_train_loss_dict(step)
-    hard = pipeline.datamanager.hard_windows
+    hard = pipeline.datamanager.hard_patches
     assert (len(hard), hard.count, hard.capacity) == (6, 2, 200)
-    # 200 windows of 16*16*3 bytes and 2*2 rays of 8 floats, beside 4 views and 8 photos.
+    # 200 patches of 16*16*3 bytes and 2*2 rays of 8 floats, beside 4 views and 8 photos.
     assert hard.nbytes == 200 * (768 + 128)
     assert pipeline.datamanager.statistics()["bytes"] == hard.nbytes + 4 * (32 * 32 * 3 + 48 + 16) + 8 * 32 * 32 * 3
 
@@ -152,9 +151,9 @@ def test_without_a_share_nothing_is_kept(build):
     pipeline = build(hard_share=0.0)
     for step in range(2):
         pipeline.get_train_loss_dict(step)
-    assert pipeline.datamanager.hard_windows is None and pipeline.datamanager.last_batch is None
-    pipeline.datamanager.learn_from(torch.ones(10))
-    assert pipeline.datamanager.hard_windows is None
+    assert pipeline.datamanager.hard_patches is None and pipeline.datamanager.last_batch is None
+    pipeline.datamanager.add_hard_patches(torch.ones(10))
+    assert pipeline.datamanager.hard_patches is None
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from nerfstudio.field_components.encodings import HashEncoding
 
-from mobiler2l_ns.hash_encoding import accelerate_hash_grids
+from mobiler2l_ns.teacher.hash_encoding import accelerate_hash_grids
 
 
 def make_pair(**options):

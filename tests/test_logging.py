@@ -14,9 +14,9 @@ from PIL import Image
 from rich.console import Console
 
 from mobiler2l_ns import datamanager as module
-from mobiler2l_ns import progress
 from mobiler2l_ns.datamanager import DistillationDataManager
-from mobiler2l_ns.metrics import error_picture, psnr
+from mobiler2l_ns.training import progress
+from mobiler2l_ns.training.metrics import error_map, psnr
 
 PANELS = ["photo", "student", "teacher", "student - photo", "student - teacher"]
 
@@ -70,7 +70,7 @@ def check_picture(picture: np.ndarray, capture, stub_teacher) -> dict:
     assert (found["photo"] - photo).abs().max() <= 1.01 / 255  # nerfstudio cuts bytes off rather than to round them
     assert (found["teacher"] - teacher).abs().max() <= 1.51 / 255
     for name in ("photo", "teacher"):
-        error = error_picture(found["student"], found[name])
+        error = error_map(found["student"], found[name])
         assert (found[f"student - {name}"] - error).abs().max() <= 10 / 255  # three times two bytes' rounding
         assert error.mean() > 0.01
     assert 0 < found["student"].std() and (found["student"] - teacher).abs().mean() > 0.01
@@ -130,10 +130,10 @@ def test_wandb_works_offline(train, capture, stub_teacher, monkeypatch):
 
 
 def test_scores_of_teacher_views_and_photos_apart(build_pipeline):
-    """Errors of 0.1, 0.2 and 0.4 on teacher views, photos and hard windows: by hand 20, 13.98 and 12.79 dB in all."""
-    pipeline = build_pipeline(hard_share=0.25, photo_share=0.5, windows_per_batch=8)
+    """Errors of 0.1, 0.2 and 0.4 on teacher views, photos and hard patches: by hand 20, 13.98 and 12.79 dB in all."""
+    pipeline = build_pipeline(hard_share=0.25, photo_share=0.5, patches_per_batch=8)
     pipeline.datamanager.next_train(0)
-    pipeline.datamanager.learn_from(torch.rand(8))
+    pipeline.datamanager.add_hard_patches(torch.rand(8))
     _, batch = pipeline.datamanager.next_train(1)
     teacher, photos, hard = batch["sources"]
     assert (teacher, photos, hard) == (3, 3, 2)
@@ -171,9 +171,9 @@ def test_a_large_photo_is_rendered_at_the_students_size(build_pipeline, stub_tea
     """Half the photo's size, then enlarged: the ball is where it was, but for its rim."""
     manager = build_pipeline(image_size=(16, 16)).datamanager
     camera, _ = manager.next_eval_image(0)
-    ((index, small),) = manager.teacher_pictures.items()
+    ((index, small),) = manager.teacher_views.items()
     assert small.shape == (16, 16, 3)
-    large = manager._teacher_picture(index, camera)
+    large = manager._teacher_view(index, camera)
     assert large.shape == (32, 32, 3)
     difference = (large - stub_teacher.render(camera)).abs().amax(dim=-1)
     assert difference.median() < 0.05 and (difference > 0.2).float().mean() < 0.15
@@ -240,13 +240,13 @@ def test_lines_stay_beside_nerfstudios_table(monkeypatch, terminal):
     monkeypatch.setattr(writer, "EVENT_WRITERS", [table])
     monkeypatch.setattr(writer, "GLOBAL_BUFFER", {"max_iter": 100, "steps_per_log": 10, "events": {}})
     with contextlib.redirect_stdout(output):
-        progress.say("before the first row")
+        progress.log_line("before the first row")
         for step in range(0, 100, 10):
             writer.GLOBAL_BUFFER["step"] = step
             monkeypatch.setattr(writer, "EVENT_STORAGE", [{"name": "Test PSNR", "event": 1.0, "step": step}])
             table.write_stats_log(step)
             if step in (10, 60):
-                progress.say(f"a line after step {step}")
+                progress.log_line(f"a line after step {step}")
     text = output.getvalue()
     if terminal:
         lines = screen(text)

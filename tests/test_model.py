@@ -8,9 +8,9 @@ from nerfstudio.model_components.renderers import background_color_override_cont
 
 from mobiler2l_ns.cameras import pinhole_cameras, student_rays, student_view
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.geometry import look_at
 from mobiler2l_ns.model import MobileR2LModelConfig
-from mobiler2l_ns.network import NetworkConfig
-from mobiler2l_ns.poses import look_at
+from mobiler2l_ns.student.network import NetworkConfig
 
 CAMERA = {"height": 32, "width": 48, "focal": 60.0, "near": 3.0, "far": 5.0}
 ORBIT = {"focus": torch.zeros(3), "focus_depths": [3.8, 4.2]}
@@ -64,14 +64,14 @@ def test_r2l_renders_each_ray_by_itself(monkeypatch):
         monkeypatch.setattr("mobiler2l_ns.model.MAX_RAYS", 500)
         torch.testing.assert_close(model.render_rays(*rays), whole)
         assert passes == [500, 500, 500, 36]
-        windows = [part.reshape(12, 16, 8, 3) for part in rays]  # any 12 windows of 16 x 8 rays
+        patches = [part.reshape(12, 16, 8, 3) for part in rays]  # any 12 patches of 16 x 8 rays
         torch.testing.assert_close(
-            model.render_rays(*windows).permute(0, 2, 3, 1).reshape(32, 48, 3), whole[0].permute(1, 2, 0)
+            model.render_rays(*patches).permute(0, 2, 3, 1).reshape(32, 48, 3), whole[0].permute(1, 2, 0)
         )
     picture = model.get_outputs_for_camera(camera)["rgb"]
     torch.testing.assert_close(picture, whole[0].permute(1, 2, 0))
     passes.clear()
-    assert model.train().render_rays(*windows).shape == (12, 3, 16, 8) and passes == [32 * 48]
+    assert model.train().render_rays(*patches).shape == (12, 3, 16, 8) and passes == [32 * 48]
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from test_model import camera_at
 
 from mobiler2l_ns import datamanager as module
 from mobiler2l_ns.cameras import bundle_camera, student_view
+from mobiler2l_ns.compat import check_command
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.poses import look_at
-from mobiler2l_ns.stock_commands import check_command
+from mobiler2l_ns.geometry import look_at
 
 TSDF = ["--texture-method", "tsdf", "--use-bounding-box", "False"]
 
@@ -30,8 +30,8 @@ def ball_run(capture, tmp_path_factory):
     config.pipeline.model.export_when_done, config.pipeline.finetuning.steps = False, 0
     config.pipeline.model.network.width = 32
     manager = config.pipeline.datamanager
-    manager.photo_share, manager.pool_frames, manager.initial_frames = 0.0, 60, 60
-    manager.windows_per_batch, manager.window_cells = 16, None
+    manager.photo_share, manager.pool_views, manager.initial_views = 0.0, 60, 60
+    manager.patches_per_batch, manager.patch_cells = 16, None
     manager.teacher = folder / "teacher" / "config.yml"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "FrozenTeacher", lambda path, device: StubTeacher())

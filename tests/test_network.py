@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from mobiler2l_ns.embedder import Embedder, to_network_input
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.network import MobileR2LNetwork, NetworkConfig, ResidualBlock, count_macs, count_parameters
-from mobiler2l_ns.sampler import DepthRange, Sampler
+from mobiler2l_ns.student.embedder import Embedder, to_network_input
+from mobiler2l_ns.student.network import MobileR2LNetwork, NetworkConfig, ResidualBlock, count_macs, count_parameters
+from mobiler2l_ns.student.sampler import DepthRange, Sampler
 
 SMALL = {"depth": 6, "width": 16, "sr_widths": (8, 8, 8)}
 
@@ -194,7 +194,7 @@ def test_unbounded_depths_are_even_in_one_over_z():
     assert make_unbounded().depths.tolist() == pytest.approx([2, 3, 6])
     assert make_unbounded(0.5, 1000.0).depths.tolist() == pytest.approx([0.5, 2 / 2.001, 1000])
     depths = DepthRange(2.0, 6.0, unbounded=True)
-    assert [depths.part(z) for z in (2.0, 3.0, 6.0)] == pytest.approx([0, 0.5, 1])
+    assert [depths.normalize(z) for z in (2.0, 3.0, 6.0)] == pytest.approx([0, 0.5, 1])
 
 
 def test_contraction_by_hand():

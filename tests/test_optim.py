@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mobiler2l_ns.optimizers import AdamWConfig, Muon, MuonConfig, orthogonalise
-from mobiler2l_ns.schedulers import CosineLR, CosineSchedulerConfig
+from mobiler2l_ns.training.optimizers import AdamWOptimizerConfig, Muon, MuonOptimizerConfig, orthogonalise
+from mobiler2l_ns.training.schedulers import CosineLR, CosineSchedulerConfig
 
 
 def with_singular_values(rows: int, columns: int, count: int = 3):
@@ -122,9 +122,9 @@ def test_muon_lowers_a_quadratic():
 
 def test_configs_build_their_optimizers():
     p = torch.nn.Parameter(torch.ones(2, 2))
-    muon = MuonConfig(lr=0.3, momentum=0.8, weight_decay=0.1).setup([p])
+    muon = MuonOptimizerConfig(lr=0.3, momentum=0.8, weight_decay=0.1).setup([p])
     assert isinstance(muon, Muon) and muon.defaults == {"lr": 0.3, "momentum": 0.8, "weight_decay": 0.1}
-    adamw = AdamWConfig(lr=0.2, weight_decay=0.4).setup([p])
+    adamw = AdamWOptimizerConfig(lr=0.2, weight_decay=0.4).setup([p])
     assert type(adamw) is torch.optim.AdamW
     assert (adamw.defaults["lr"], adamw.defaults["weight_decay"]) == (0.2, 0.4)
 

@@ -34,8 +34,8 @@ def test_nothing_but_ourselves_is_imported(found):
 
 
 def test_the_exports_own_modules_wait(found):
-    for module in ("export", "onnx_files", "verification", "comparison", "coreml_files", "web_files", "snap_files"):
-        assert f"mobiler2l_ns.{module}" not in found["added"]
+    for module in ("command", "onnx_files", "verification", "comparison", "coreml_files", "web_files", "snap_files"):
+        assert f"mobiler2l_ns.export.{module}" not in found["added"]
 
 
 def test_broken_packages_leave_all_methods(found):

@@ -1,4 +1,4 @@
-"""Windows of pictures with the rays that belong to them, and a cache that outlives its process."""
+"""Patches of pictures with the rays that belong to them, and a cache that outlives its process."""
 
 import json
 
@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from mobiler2l_ns.cameras import pinhole_cameras, student_rays
+from mobiler2l_ns.data.patches import cut_patches
+from mobiler2l_ns.data.photos import PhotoSet
+from mobiler2l_ns.data.pool import ViewPool
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.pool import FramePool, PhotoSet, cut_windows
 
 FOCAL, UPSCALE = 30.0, 4
 
@@ -28,23 +30,23 @@ def pose(mark: int) -> torch.Tensor:
     return c2w
 
 
-def filled_pool(views: int, capacity: int = 3, tile=(16, 24), size=(16, 24), corners=None, **options) -> FramePool:
+def filled_pool(views: int, capacity: int = 3, tile=(16, 24), size=(16, 24), corners=None, **options) -> ViewPool:
     """A pool with views marked 0, 1, ..."""
-    pool = FramePool(capacity, tile, size, FOCAL, UPSCALE, **options)
+    pool = ViewPool(capacity, tile, size, FOCAL, UPSCALE, **options)
     for mark in range(views):
         corner = corners[mark] if corners else (0, 0)
         pool.add(coordinate_picture(*tile, mark, corner), pose(mark), corner)
     return pool
 
 
-def marks(pool: FramePool) -> list:
+def marks(pool: ViewPool) -> list:
     return pool.images[: len(pool), 0, 0, 2].tolist()
 
 
-def assert_rays_hit_their_pixels(windows, size) -> None:
-    """Projects each ray into the camera its window is marked with: it must pass the centre of its cell's pixels."""
-    origins, directions = student_rays(windows.rays)
-    values = windows.pixels * 255
+def assert_rays_hit_their_pixels(patches, size) -> None:
+    """Projects each ray into the camera its patch is marked with: it must pass the centre of its cell's pixels."""
+    origins, directions = student_rays(patches.rays)
+    values = patches.pixels * 255
     for b in range(len(values)):
         mark = int(values[b, 0, 0, 2].round())
         assert (values[b, ..., 2].round() == mark).all()
@@ -57,12 +59,12 @@ def assert_rays_hit_their_pixels(windows, size) -> None:
         torch.testing.assert_close(projected, centres, atol=1e-3, rtol=0)
 
 
-def test_windows_are_exact_pixels_at_any_place():
+def test_patches_are_exact_pixels_at_any_place():
     images = torch.randint(256, (3, 12, 17, 3), dtype=torch.uint8)
     indices = torch.arange(3).repeat(100)
-    pixels, corner = cut_windows(images, indices, 5, 7)
-    for index, window, (top, left) in zip(indices, pixels, corner.tolist()):
-        assert torch.equal(window, images[index, top : top + 5, left : left + 7].float() / 255)
+    pixels, corner = cut_patches(images, indices, 5, 7)
+    for index, patch, (top, left) in zip(indices, pixels, corner.tolist()):
+        assert torch.equal(patch, images[index, top : top + 5, left : left + 7].float() / 255)
     assert set(corner[:, 0].tolist()) == set(range(8)) and set(corner[:, 1].tolist()) == set(range(11))
 
 
@@ -81,18 +83,18 @@ def test_nbytes_by_hand():
 
 def test_sampled_rays_belong_to_their_pixels():
     pool = filled_pool(2)  # not full: the empty slot must not be drawn
-    windows = pool.sample(40, 2, 3)
-    assert windows.rays.shape == (40, 2, 3) and windows.pixels.shape == (40, 8, 12, 3)
-    assert_rays_hit_their_pixels(windows, (16, 24))
-    assert set((windows.pixels[:, 0, 0, 2] * 255).round().tolist()) == {0, 1}
+    patches = pool.sample(40, 2, 3)
+    assert patches.rays.shape == (40, 2, 3) and patches.pixels.shape == (40, 8, 12, 3)
+    assert_rays_hit_their_pixels(patches, (16, 24))
+    assert set((patches.pixels[:, 0, 0, 2] * 255).round().tolist()) == {0, 1}
 
 
 def test_tiles_keep_their_place_in_the_view():
     corners = [(0, 0), (24, 5), (7, 40)]
     pool = filled_pool(3, tile=(16, 16), size=(40, 56), corners=corners)
-    windows = pool.sample(40, 3, 2)
-    assert windows.pixels[..., 1].max() * 255 > 40
-    assert_rays_hit_their_pixels(windows, (40, 56))
+    patches = pool.sample(40, 3, 2)
+    assert patches.pixels[..., 1].max() * 255 > 40
+    assert_rays_hit_their_pixels(patches, (40, 56))
 
 
 def test_photo_rays_belong_to_their_pixels():
@@ -100,9 +102,9 @@ def test_photo_rays_belong_to_their_pixels():
     cameras = pinhole_cameras(torch.stack([pose(mark) for mark in range(3)]), FOCAL, 16, 24)
     photos = PhotoSet(images, cameras, UPSCALE)
     assert (len(photos), photos.nbytes) == (3, 3 * 16 * 24 * 3)
-    windows = photos.sample(40, 4, 5)
-    assert windows.pixels.shape == (40, 16, 20, 3)
-    assert_rays_hit_their_pixels(windows, (16, 24))
+    patches = photos.sample(40, 4, 5)
+    assert patches.pixels.shape == (40, 16, 20, 3)
+    assert_rays_hit_their_pixels(patches, (16, 24))
 
 
 def test_a_cache_restores_the_pool(tmp_path):
@@ -128,9 +130,9 @@ def test_a_partly_filled_cache_goes_on_where_it_ended(tmp_path):
 def test_a_view_that_a_kill_cut_short_is_replaced(tmp_path):
     filled_pool(4, cache=tmp_path)  # slots 3, 1, 2
     records = np.load(tmp_path / "records.npy", mmap_mode="r+")
-    frames = np.load(tmp_path / "frames.npy", mmap_mode="r+")
-    records[1], frames[1, 5:] = np.nan, 255  # killed while view 4 was written over view 1
-    records.flush(), frames.flush()
+    views = np.load(tmp_path / "views.npy", mmap_mode="r+")
+    records[1], views[1, 5:] = np.nan, 255  # killed while view 4 was written over view 1
+    records.flush(), views.flush()
     restored = filled_pool(0, cache=tmp_path)
     assert marks(restored) == [3, 3, 2] and restored.num_added == 4
     assert torch.equal(restored.images[1], restored.images[0]) and torch.equal(restored.c2w[1], pose(3))
@@ -146,16 +148,16 @@ def test_an_empty_or_wholly_lost_cache_starts_anew(tmp_path):
 
 def test_a_record_is_nan_while_its_picture_is_written(tmp_path, monkeypatch):
     pool = filled_pool(3, cache=tmp_path)
-    frames, records = pool._cache
+    views, records = pool._cache
     seen = []
 
     class Watched:
         def __setitem__(self, slot, value):
             seen.append(np.load(tmp_path / "records.npy")[slot, -1])
-            frames[slot] = value
+            views[slot] = value
 
         def flush(self):
-            frames.flush()
+            views.flush()
 
     monkeypatch.setattr(pool, "_cache", (Watched(), records))
     pool.add(coordinate_picture(16, 24, 3), pose(3))
@@ -172,21 +174,21 @@ def test_a_cache_of_something_else_is_refused(tmp_path, other):
     assert marks(filled_pool(0, cache=tmp_path, identity="teacher A")) == [0, 1]  # and is left alone
 
 
-@pytest.mark.parametrize("damage", ["header", "frames", "file"])
+@pytest.mark.parametrize("damage", ["header", "views", "file"])
 def test_a_damaged_cache_is_one_sentence(tmp_path, damage):
     folder = tmp_path / "cache"
     if damage == "file":
         folder.write_text("not a folder")
     else:
         filled_pool(2, cache=folder)
-        (folder / ("pool.json" if damage == "header" else "frames.npy")).write_text(json.dumps({})[:1])
+        (folder / ("pool.json" if damage == "header" else "views.npy")).write_text(json.dumps({})[:1])
     with pytest.raises(UserError, match="cannot be used") as caught:
         filled_pool(0, cache=folder)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_mean_age_follows_the_ring():
-    pool = FramePool(3, (16, 24), (16, 24), FOCAL, UPSCALE)
+    pool = ViewPool(3, (16, 24), (16, 24), FOCAL, UPSCALE)
     assert pool.mean_age(5) == 0
     for step in (10, 20):
         pool.add(coordinate_picture(16, 24), pose(0), step=step)

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from mobiler2l_ns.poses import OrbitPoses, PathPoses, fit_poses, focus_point, look_at
+from mobiler2l_ns.data.poses import OrbitPoses, PathPoses, fit_poses
+from mobiler2l_ns.geometry import focus_point, look_at
 
 UP = torch.tensor([0.0, 0.0, 1.0])
 CENTRE = torch.tensor([0.3, -0.2, 0.5])

@@ -12,7 +12,7 @@ from nerfstudio.utils.colormaps import apply_depth_colormap
 from test_nerfstudio_exports import ball_run  # noqa: F401  (a fixture)
 
 from mobiler2l_ns.checkpoints import load_model, read_config
-from mobiler2l_ns.comparison import held_out_dataset
+from mobiler2l_ns.export.comparison import held_out_dataset
 
 pytestmark = pytest.mark.slow
 needs_ffmpeg = pytest.mark.skipif(

@@ -12,12 +12,10 @@ import pytest
 import torch
 from test_export import KINDS, make_student
 
-from mobiler2l_ns import snap_operators
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.network import MobileR2LNetwork, NetworkConfig, count_parameters
-from mobiler2l_ns.onnx_graph import trace
-from mobiler2l_ns.poses import look_at
-from mobiler2l_ns.snap_files import (
+from mobiler2l_ns.export import snap_operators
+from mobiler2l_ns.export.onnx_graph import trace
+from mobiler2l_ns.export.snap_files import (
     check_budget,
     controller_constants,
     lens_bytes,
@@ -25,7 +23,9 @@ from mobiler2l_ns.snap_files import (
     snap_network_name,
     write_snap_files,
 )
-from mobiler2l_ns.viewing_range import NUM_VIEWPOINTS, fit_range, viewing_range
+from mobiler2l_ns.geometry import look_at
+from mobiler2l_ns.student.network import MobileR2LNetwork, NetworkConfig, count_parameters
+from mobiler2l_ns.student.viewing_range import NUM_VIEWPOINTS, fit_range, viewing_range
 
 GUIDE = Path(__file__).parents[1] / "docs" / "lens-studio.md"
 NOT_ON_NPU = {"Sampler.onnx": ["Mul", "Slice", "Transpose"], "Embedder.onnx": ["Add", "Cos", "Mul", "Sin"]}

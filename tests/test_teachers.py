@@ -12,11 +12,7 @@ import torch
 import yaml
 from commands import run
 from cuda_stand_ins import as_if_cuda  # noqa: F401  (a fixture)
-from mobiler2l_ns.method_configs import (
-    mobiler2l_teacher,
-    mobiler2l_teacher_ngp,
-    mobiler2l_teacher_splat,
-)
+from mobiler2l_ns.method_configs import mobiler2l_teacher, mobiler2l_teacher_ngp, mobiler2l_teacher_splat
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.field_components.field_heads import FieldHeadNames
@@ -29,15 +25,16 @@ from nerfstudio.models.splatfacto import SplatfactoModelConfig
 from nerfstudio.models.vanilla_nerf import NeRFModel, VanillaModelConfig
 from test_checkpoints import BOX, TINY, one_sentence, save_run
 
-from mobiler2l_ns import comparison, teacher_kinds
 from mobiler2l_ns.cameras import crop_camera, pinhole_cameras, ray_lengths
 from mobiler2l_ns.checkpoints import load_model
+from mobiler2l_ns.compat import without_lpips_download
 from mobiler2l_ns.datamanager import DistillationDataManager
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.metrics import without_lpips_download
-from mobiler2l_ns.teacher import FrozenTeacher
-from mobiler2l_ns.teacher_ngp import NGPTeacherModelConfig
-from mobiler2l_ns.teacher_splat import SplatTeacherModelConfig
+from mobiler2l_ns.export import comparison
+from mobiler2l_ns.teacher import kinds as teacher_kinds
+from mobiler2l_ns.teacher.frozen import FrozenTeacher
+from mobiler2l_ns.teacher.ngp import NGPTeacherModelConfig
+from mobiler2l_ns.teacher.splat import SplatTeacherModelConfig
 
 NGP_SIZE = {"log2_hashmap_size": 6, "max_res": 32, "grid_resolution": 8}
 
@@ -139,10 +136,10 @@ def test_a_splat_teacher_keeps_its_size_in_small_pictures(camera, tmp_path, as_i
 def test_a_splat_teachers_scene():
     box = SceneBox(torch.tensor([[-1.5, -1, -1], [1.5, 1, 1]]))
     model = build(SplatTeacherModelConfig(num_random=200), box=box, transparent_background=True)
-    assert model.config.scene == "object" and model.config.background_color == "white"
+    assert model.config.scene == "bounded" and model.config.background_color == "white"
     assert model.config.random_scale == 3.0 and 1.4 < model.means.abs().max() <= 1.5
     model = build(SplatTeacherModelConfig(num_random=200))
-    assert (model.config.scene, model.config.background_color) == ("capture", "random")
+    assert (model.config.scene, model.config.background_color) == ("unbounded", "random")
     assert model.background_color.tolist() == [1, 1, 1]
 
 
@@ -168,8 +165,8 @@ class Slab(torch.nn.Module):
         (InstantNGPModelConfig, {"background_color": "random"}),
         (InstantNGPModelConfig, {"background_color": "black", "disable_scene_contraction": True}),
         (InstantNGPModelConfig, {"background_color": "white"}),
-        (NGPTeacherModelConfig, {"scene": "capture"}),
-        (NGPTeacherModelConfig, {"scene": "object"}),
+        (NGPTeacherModelConfig, {"scene": "unbounded"}),
+        (NGPTeacherModelConfig, {"scene": "bounded"}),
     ],
 )
 def test_a_slab_in_instant_ngp_by_hand(config, options, small_camera, tmp_path, as_if_cuda):  # noqa: F811
@@ -210,10 +207,10 @@ def test_instant_ngp_comes_back_whole_and_shows_its_mean_appearance(small_camera
 def test_an_ngp_teachers_scene():
     model = build(NGPTeacherModelConfig(**NGP_SIZE), transparent_background=True)
     config = model.config
-    assert (config.scene, config.background_color, config.grid_levels) == ("object", "white", 1)
+    assert (config.scene, config.background_color, config.grid_levels) == ("bounded", "white", 1)
     assert model.field.spatial_distortion is None and model.field.embedding_appearance is None
     model = build(NGPTeacherModelConfig(**NGP_SIZE))
-    assert model.config.scene == "capture" and model.field.spatial_distortion is not None
+    assert model.config.scene == "unbounded" and model.field.spatial_distortion is not None
     assert model.field.embedding_appearance is not None and model.field.use_average_appearance_embedding
     # Random backgrounds while it trains; nothing random or black when it is looked at.
     assert model.renderer_rgb.background_color == "white"
@@ -259,7 +256,7 @@ class Sky(torch.nn.Module):
 
 def test_alpha_leaves_room_for_the_colour(camera, monkeypatch):
     """On white, (0.2, 0.6, 0.9) needs an alpha of 0.8 at least: then it is (0, 0.5, 0.875) and 0.2 of white."""
-    monkeypatch.setattr("mobiler2l_ns.teacher.load_model", lambda path, device: (Sky(), 0))
+    monkeypatch.setattr("mobiler2l_ns.teacher.frozen.load_model", lambda path, device: (Sky(), 0))
     picture = FrozenTeacher(None, "cpu").render_all(camera)
     torch.testing.assert_close(picture[..., :4], torch.tensor([0.2, 0.6, 0.9, 0.8]).expand(48, 64, 4))
     assert (picture[..., 4] == 0).all()  # it is not more than half opaque
@@ -273,7 +270,7 @@ def test_a_surface_models_depth_is_z():
 
 def test_a_model_without_a_picture_is_refused(camera, monkeypatch):
     monkeypatch.setattr(Sky, "get_outputs_for_camera", lambda self, camera: {"normals": torch.zeros(48, 64, 3)})
-    monkeypatch.setattr("mobiler2l_ns.teacher.load_model", lambda path, device: (Sky(), 0))
+    monkeypatch.setattr("mobiler2l_ns.teacher.frozen.load_model", lambda path, device: (Sky(), 0))
     with pytest.raises(UserError, match="run/config.yml renders no rgb, only normals") as caught:
         FrozenTeacher("run/config.yml", "cpu").render(camera)
     one_sentence(caught)

@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import json
 import shutil
+import sys
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -18,12 +19,18 @@ from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConf
 from PIL import Image
 
 from mobiler2l_ns.cameras import pinhole_cameras
-from mobiler2l_ns.checkpoints import checkpoint_steps, load_model, read_config
+from mobiler2l_ns.checkpoints import checkpoint_paths, load_model, read_config
+from mobiler2l_ns.compat import without_lpips_download
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.export import ExportMobileR2L
-from mobiler2l_ns.metrics import psnr, without_lpips_download
+from mobiler2l_ns.export.command import ExportMobileR2L
 from mobiler2l_ns.runtime import Renderer
-from mobiler2l_ns.teacher import FrozenTeacher
+from mobiler2l_ns.teacher.frozen import FrozenTeacher
+from mobiler2l_ns.training.metrics import psnr
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 TEACHERS = ["mobiler2l-teacher", "mobiler2l-teacher-small"]
 CUDA_TEACHERS = ["mobiler2l-teacher-ngp", "mobiler2l-teacher-splat"]
@@ -65,7 +72,7 @@ def two_steps(
     config.pipeline.datamanager.dataparser = BlenderDataParserConfig()
     if method in STUDENTS:
         config.pipeline.model.outputs = student
-        datamanager = {"pool_frames": 3, "initial_frames": 2, "windows_per_batch": 8, **datamanager}
+        datamanager = {"pool_views": 3, "initial_views": 2, "patches_per_batch": 8, **datamanager}
     else:
         config.pipeline.datamanager.train_num_rays_per_batch = 64
         config.pipeline.target_num_samples = 1 << 11  # of instant-ngp alone
@@ -104,7 +111,9 @@ def test_every_package_folder_is_installed():
     """The package list in pyproject.toml is explicit, so a new folder could be forgotten."""
     root = Path(__file__).parent.parent
     folders = {p.parent.relative_to(root) for p in root.glob("mobiler2l_ns/**/__init__.py")}
-    assert folders == {Path("mobiler2l_ns")} and (root / "method_configs" / "__init__.py").is_file()
+    listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert {".".join(folder.parts) for folder in folders} == set(listed) - {"mobiler2l_ns.method_configs"}
+    assert (root / "method_configs" / "__init__.py").is_file()
 
 
 @pytest.mark.parametrize("method", TEACHERS)
@@ -112,11 +121,11 @@ def test_teacher_trains_and_reloads(method, capture, outputs):
     config_path = two_steps(method, capture, outputs)
     config = read_config(config_path)
     # The demo photos have a transparent background, so auto must have become object, on white, without contraction.
-    assert config.pipeline.model.scene == "object"
+    assert config.pipeline.model.scene == "bounded"
     assert config.pipeline.model.camera_optimizer.mode == "off"
     model, step = load_model(config_path, "cpu")
     assert step == 1 and model.field.spatial_distortion is None
-    (checkpoint,) = checkpoint_steps(config_path, config)
+    (checkpoint,) = checkpoint_paths(config_path, config)
     torch.load(checkpoint, map_location="cpu", weights_only=True)  # as every ns-* command does on torch >= 2.6
 
 
@@ -126,8 +135,8 @@ def test_a_student_of_any_teacher(method, capture, tmp_path, as_if_cuda, monkeyp
     monkeypatch.setattr(cuda_stand_ins, "SAMPLES", 32)
     teacher = two_steps(method, capture, tmp_path, model=OTHER_TEACHERS[method])
     if method in CUDA_TEACHERS:
-        assert read_config(teacher).pipeline.model.scene == "object"
-        (checkpoint,) = checkpoint_steps(teacher, read_config(teacher))
+        assert read_config(teacher).pipeline.model.scene == "bounded"
+        (checkpoint,) = checkpoint_paths(teacher, read_config(teacher))
         torch.load(checkpoint, map_location="cpu", weights_only=True)
     config_path = two_steps(
         "mobiler2l-small", capture, tmp_path, student="rgbad", model={"export_when_done": False},
@@ -156,12 +165,12 @@ def test_student_trains_exports_and_reloads(method, student, capture, outputs, t
     assert step == 1 and model.size == (32, 32)
     assert model.config.outputs == student
     assert model.network.tail[0].out_channels == config.pipeline.model.network.out_channels == len(model.config.outputs)
-    (checkpoint,) = checkpoint_steps(config_path, config)
+    (checkpoint,) = checkpoint_paths(config_path, config)
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["pipeline"]
     assert all(key.startswith("_model.") for key in state), "the teacher must not be in the student's checkpoint"
     assert not any("field" in key for key in state)
     pool = json.loads((config_path.parent / "distillation.json").read_text())["pool"]
-    assert pool["frames"] >= 2 and pool["teacher_seconds"] > 0
+    assert pool["views"] >= 2 and pool["teacher_seconds"] > 0
     # The run's own export shows the same picture as the reloaded student.
     folder = config_path.parent / "export"
     report = json.loads((folder / "report.json").read_text())
@@ -199,7 +208,7 @@ def test_size_not_divisible_names_the_cure(capture, outputs, teacher_run):
 def test_a_checkpoint_file_is_resumed(capture, outputs, teacher_run, tmp_path):
     """--load-checkpoint goes on after the file's step, for as many steps more."""
     first = two_steps("mobiler2l-small", capture, outputs, teacher=teacher_run)
-    (checkpoint,) = checkpoint_steps(first, read_config(first))
+    (checkpoint,) = checkpoint_paths(first, read_config(first))
     second = two_steps("mobiler2l-small", capture, tmp_path, teacher=teacher_run, load_checkpoint=checkpoint)
     (old, old_step), (new, new_step) = load_model(first, "cpu"), load_model(second, "cpu")
     assert (old_step, new_step) == (1, 3)

@@ -19,12 +19,12 @@ from test_geometry import constant_model
 from test_model import ORBIT, camera_at, make_model
 from test_snap import orbit_cameras
 
-from mobiler2l_ns.cameras import ball_window, pinhole_cameras, rays_at
-from mobiler2l_ns.crop_box import box_mask
+from mobiler2l_ns.cameras import pinhole_cameras, rays_at, sphere_bounds
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.student.coverage import ray_distances, ray_offsets, trained_extent
+from mobiler2l_ns.student.crop_box import box_mask
 from mobiler2l_ns.trainer import DistillationTrainer
-from mobiler2l_ns.viewer_controls import StartView
-from mobiler2l_ns.viewing_range import ray_distances, ray_offsets, trained_extent
+from mobiler2l_ns.viewer.start_view import StartView
 
 RED = torch.tensor([1.0, 0.0, 0.0])
 
@@ -211,11 +211,16 @@ def test_ray_distances_by_hand():
 def test_ball_window_by_hand():
     """A ball of radius 2.4 seen from 4: its tangents are at asin(0.6), tan = 0.75, so 45 pixels at focal 60."""
     camera = camera_at(4.0, focal=60.0, height=200, width=300)
-    assert ball_window(camera, torch.zeros(3), 2.4) == pytest.approx((55, 105, 90, 90), abs=1)
-    assert ball_window(camera, torch.zeros(3), 2.4, margin=10) == pytest.approx((45, 95, 110, 110), abs=1)
-    assert ball_window(camera, torch.zeros(3), 4.5) == (0, 0, 200, 300)  # from inside
-    assert ball_window(camera, camera.camera_to_worlds[0] @ torch.tensor([0.0, 1.0, 9.0, 1.0]), 9.5) == (0, 0, 200, 300)
-    assert 0 in ball_window(camera, 2 * camera.camera_to_worlds[0, :, 3], 1.0)[2:]  # behind
+    assert sphere_bounds(camera, torch.zeros(3), 2.4) == pytest.approx((55, 105, 90, 90), abs=1)
+    assert sphere_bounds(camera, torch.zeros(3), 2.4, margin=10) == pytest.approx((45, 95, 110, 110), abs=1)
+    assert sphere_bounds(camera, torch.zeros(3), 4.5) == (0, 0, 200, 300)  # from inside
+    assert sphere_bounds(camera, camera.camera_to_worlds[0] @ torch.tensor([0.0, 1.0, 9.0, 1.0]), 9.5) == (
+        0,
+        0,
+        200,
+        300,
+    )
+    assert 0 in sphere_bounds(camera, 2 * camera.camera_to_worlds[0, :, 3], 1.0)[2:]  # behind
 
 
 @pytest.mark.parametrize("aim", [(0.0, 0.0, 0.0), (1.0, -0.5, 0.3), (0.0, 3.0, 0.0)])
@@ -224,7 +229,7 @@ def test_ball_window_holds_every_ray_that_meets_the_ball(aim):
     y, x = torch.meshgrid(torch.arange(80) + 0.5, torch.arange(100) + 0.5, indexing="ij")
     rays = rays_at(camera, torch.zeros(1, dtype=torch.long), torch.stack([y, x], -1)[None])
     meets = ray_distances(rays.origins, rays.directions, torch.tensor(aim))[0] <= 0.9
-    top, left, height, width = ball_window(camera, torch.tensor(aim), 0.9)
+    top, left, height, width = sphere_bounds(camera, torch.tensor(aim), 0.9)
     rows, columns = meets.any(1).nonzero()[:, 0], meets.any(0).nonzero()[:, 0]
     # The window is as small as it can be: a pixel at most on each side.
     assert 0 <= rows[0] - top <= 1 and 0 <= top + height - 1 - rows[-1] <= 1
@@ -321,7 +326,7 @@ def test_figures_of_the_pool(build_pipeline, run_folder, monkeypatch):
         datamanager.next_train(0)
         datamanager.next_train(1)
         datamanager.next_train(2)
-        datamanager._render_frame()
+        datamanager._render_view()
         callback.func(2)
         lines = datamanager.stream.figures.gui_handle.content.split("  \n")
     share = lines.pop(2)
@@ -338,14 +343,14 @@ def test_mean_age_by_hand(build_pipeline):
     ages = []
     for step in range(5):
         datamanager.next_train(step)
-        datamanager._render_frame()
+        datamanager._render_view()
         ages.append(datamanager.progress()["pool_age"])
     # Rendered in steps 1 1 1, then 2 and so on: (1+1+1)/3, (1+1+1+2)/4, (1+1+2+3)/4, (1+2+3+4)/4, (2+3+4+5)/4.
     assert ages == pytest.approx([0.0, 0.75, 1.25, 1.5, 1.5])
 
 
 def test_sliders_change_the_next_batch(build_pipeline, run_folder, stub_teacher):
-    pipeline = build_pipeline(photo_share=0.5, windows_per_batch=8)
+    pipeline = build_pipeline(photo_share=0.5, patches_per_batch=8)
     datamanager, photos = pipeline.datamanager, []
     sample = datamanager.photos.sample
     datamanager.photos.sample = lambda count, *size: photos.append(count) or sample(count, *size)
@@ -364,7 +369,7 @@ def test_a_larger_teacher_share_counts_from_now(build_pipeline, stub_teacher, mo
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     render = stub_teacher.render
     monkeypatch.setattr(stub_teacher, "render", lambda camera: (now.__setitem__(0, now[0] + 1), render(camera))[1])
-    datamanager = build_pipeline(pool_frames=50).datamanager
+    datamanager = build_pipeline(pool_views=50).datamanager
     datamanager.next_train(0)
     now[0] += 10000
     datamanager.stream.filling_share.cb_hook(type("Slider", (), {"value": 0.5}))
@@ -429,7 +434,7 @@ def test_export_of_the_weights_at_hand(build_pipeline, run_folder, tmp_path, mon
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_failed_export_is_not_silent(build_pipeline, run_folder, tmp_path, monkeypatch):
     pipeline = build_pipeline()
-    monkeypatch.setattr("mobiler2l_ns.export.ExportMobileR2L.export", lambda *_: 1 / 0)
+    monkeypatch.setattr("mobiler2l_ns.export.command.ExportMobileR2L.export", lambda *_: 1 / 0)
     with OpenViewer(pipeline, run_folder):
         assert "see the console" in press(pipeline.export)
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from mobiler2l_ns.poses import look_at
-from mobiler2l_ns.viewing_range import NUM_VIEWPOINTS, fit_range, spread_viewpoints
+from mobiler2l_ns.geometry import look_at
+from mobiler2l_ns.student.viewing_range import NUM_VIEWPOINTS, fit_range, spread_viewpoints
 
 UP = torch.tensor([0.0, 0.0, 1.0])
 

@@ -21,10 +21,10 @@ from browser import Page, find_chromium
 from PIL import Image
 from test_export import CAMERA, make_student
 
-from mobiler2l_ns import web_files
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.poses import look_at
-from mobiler2l_ns.viewing_range import viewing_range
+from mobiler2l_ns.export import web_files
+from mobiler2l_ns.geometry import look_at
+from mobiler2l_ns.student.viewing_range import viewing_range
 
 SCENE = "A <b>small</b> & wild scene"
 SIZE = (48, 72)
@@ -90,7 +90,7 @@ def test_files_and_facts(student, tmp_path):
     assert scene["model"] == {
         "file": "model.onnx", "precision": "fp32", "bytes": (tmp_path / "model.onnx").stat().st_size,
     }  # fmt: skip
-    assert scene["range"] == json.loads(json.dumps(viewing_range(student).facts()))
+    assert scene["range"] == json.loads(json.dumps(viewing_range(student).to_dict()))
     assert scene["range"]["radius"][0] < scene["range"]["radius"][1] and scene["range"]["azimuth"] is not None
     assert scene["runtime"]["base"] == f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{web_files.ORT_VERSION}/dist/"
 

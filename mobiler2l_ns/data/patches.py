@@ -1,0 +1,98 @@
+"""Patches: random crops of rays and pixels, which make up a batch, and the hardest of them.
+
+B: patches; hc, wc: cells of a patch; Hc, Wc: its pixels; C: channels, 3 for colours, 4 with alpha, 5 with depth.
+"""
+
+from typing import Dict, List, NamedTuple, Tuple
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from nerfstudio.cameras.rays import RayBundle
+from torch import Tensor
+
+
+class Patches(NamedTuple):
+    """A batch of picture patches and the rays through their cells."""
+
+    rays: RayBundle
+    """(B, hc, wc)"""
+    pixels: Float[Tensor, "B Hc Wc C"]
+    """0..1; depth is 0 where it is not known, and otherwise a DepthRange's part, 1 at the far plane."""
+
+
+def cut_patches(
+    images: UInt8[Tensor, "N H W C"], indices: Int[Tensor, "B"], height: int, width: int
+) -> Tuple[Float[Tensor, "B height width C"], Int[Tensor, "B 2"]]:
+    """Random patches of given pictures, at any whole pixel, and their top left corners (y, x)."""
+    b, device = len(indices), images.device
+    top = (torch.rand(b, device=device) * (images.shape[1] - height + 1)).long()
+    left = (torch.rand(b, device=device) * (images.shape[2] - width + 1)).long()
+    rows = (top[:, None] + torch.arange(height, device=device))[:, :, None]
+    columns = (left[:, None] + torch.arange(width, device=device))[:, None, :]
+    return images[indices[:, None, None], rows, columns].float() / 255, torch.stack([top, left], dim=-1)
+
+
+class HardPatches:
+    """The worst patches of the last batches. Nothing in it waits for a GPU.
+
+    Args:
+        count: Patches that each batch adds, and that each batch draws.
+        capacity: Patches it holds, at least ``count``; then new ones take the place of the oldest.
+    """
+
+    def __init__(self, count: int, capacity: int):
+        self.count, self.capacity, self.num_added = count, capacity, 0
+        self._stored: List[Tensor] = []
+
+    def __len__(self) -> int:
+        return min(self.num_added, self.capacity)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the patches take; all of them from the first ``add`` on."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._stored)
+
+    def add(self, patches: Patches, errors: Float[Tensor, "N"]) -> None:
+        """Stores the patches with the largest errors.
+
+        Args:
+            patches: A batch.
+            errors: Errors of its first N patches; the others are not looked at.
+        """
+        worst = errors.topk(min(self.count, len(errors))).indices
+        rays = patches.rays
+        pixels = (patches.pixels[worst] * 255).round().to(torch.uint8)
+        parts = (rays.origins, rays.directions, rays.pixel_area, rays.metadata["directions_norm"])
+        new = [pixels, *(part[worst] for part in parts)]
+        if not self._stored:
+            self._stored = [tensor.new_empty((self.capacity, *tensor.shape[1:])) for tensor in new]
+        slots = (self.num_added + torch.arange(len(worst), device=worst.device)) % self.capacity
+        for stored, tensor in zip(self._stored, new):
+            stored[slots] = tensor
+        self.num_added += len(worst)
+
+    def draw(self) -> Patches:
+        """``count`` stored patches at random; one may come twice."""
+        chosen = torch.randint(len(self), (self.count,), device=self._stored[0].device)
+        pixels, origins, directions, pixel_area, norm = (tensor[chosen] for tensor in self._stored)
+        return Patches(RayBundle(origins, directions, pixel_area, metadata={"directions_norm": norm}), pixels / 255)
+
+
+def alpha_depth_targets(parts: List[Patches]) -> Dict[str, Float[Tensor, "M Hc Wc 1"]]:
+    """``alpha`` and ``depth`` of the patches of a batch that know them, in the batch's order; a batch may have none."""
+    found = {}
+    for channel, name in ((3, "alpha"), (4, "depth")):
+        known = [part.pixels[..., channel : channel + 1] for part in parts if part.pixels.shape[-1] > channel]
+        if known:
+            found[name] = torch.cat(known)
+    return found
+
+
+def join_bundles(bundles: List[RayBundle]) -> RayBundle:
+    """One bundle of several (B, h, w) ones."""
+    return RayBundle(
+        origins=torch.cat([b.origins for b in bundles]),
+        directions=torch.cat([b.directions for b in bundles]),
+        pixel_area=torch.cat([b.pixel_area for b in bundles]),
+        metadata={"directions_norm": torch.cat([b.metadata["directions_norm"] for b in bundles])},
+    )

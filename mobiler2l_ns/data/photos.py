@@ -1,0 +1,86 @@
+"""The photos of a capture at the student's resolution.
+
+H, W: pixels of a photo; s: upscale factor; C: channels, 3 for colours, 4 with alpha.
+"""
+
+from typing import Iterator, Optional, Tuple
+
+import torch
+from jaxtyping import Float, UInt8
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.utils.rich_utils import CONSOLE
+from rich.progress import track
+from torch import Tensor
+
+from mobiler2l_ns.cameras import cell_centres, fit_cameras, fit_image, rays_at
+from mobiler2l_ns.data.patches import Patches, cut_patches
+
+
+class PhotoSet:
+    """The capture's photos at the student's resolution.
+
+    Args:
+        images: (N, H, W, 3) uint8, on white; or (N, H, W, 4) with the alpha that they had before.
+        cameras: Their cameras (N,), for H x W pixels.
+        upscale: s.
+    """
+
+    def __init__(self, images: UInt8[Tensor, "N H W C"], cameras: Cameras, upscale: int):
+        self.images, self.cameras, self.upscale = images, cameras, upscale
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[Tuple[Cameras, Float[Tensor, "H W 3"]]]:
+        """Each photo's camera (1,) and its colours in 0..1."""
+        for i in range(len(self)):
+            yield self.cameras[i : i + 1], self.images[i, ..., :3].float() / 255
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the photos take."""
+        return self.images.numel()
+
+    def hold_out(self, count: int) -> Tuple["PhotoSet", "PhotoSet"]:
+        """Two sets: the photos without ``count`` evenly spaced ones, and those."""
+        held = torch.linspace(0, len(self) - 1, count + 2)[1:-1].round().long()
+        kept = torch.ones(len(self), dtype=torch.bool)
+        kept[held] = False
+        return tuple(
+            PhotoSet(self.images[index], self.cameras[index], self.upscale) for index in (kept.nonzero()[:, 0], held)
+        )
+
+    def sample(self, count: int, hc: int, wc: int) -> Patches:
+        """Patches of hc x wc cells from photos drawn at random."""
+        indices = torch.randint(len(self.images), (count,), device=self.images.device)
+        pixels, corner = cut_patches(self.images, indices, hc * self.upscale, wc * self.upscale)
+        cells = cell_centres(hc, wc, (self.upscale, self.upscale), self.images.device)
+        return Patches(rays_at(self.cameras, indices, corner[:, None, None, :] + cells), pixels)
+
+
+def load_photos(
+    dataset: InputDataset, height: int, width: int, upscale: int, device, limit: Optional[int] = None,
+    with_alpha: bool = False,
+) -> PhotoSet:  # fmt: skip
+    """Photos of a split at the student's size, on white where they are transparent; with their alpha if asked for."""
+    indices = list(range(len(dataset)))[:: max(1, len(dataset) // limit) if limit else 1]
+    images = torch.empty((len(indices), height, width, 4 if with_alpha else 3), dtype=torch.uint8)
+    for slot, index in enumerate(track(indices, "Loading photos", console=CONSOLE, transient=True)):
+        image = on_white(dataset.get_image_float32(index))
+        if with_alpha:
+            image = torch.cat([image, photo_alpha(dataset, index)], dim=-1)
+        images[slot] = (fit_image(image, height, width) * 255).round().to(torch.uint8)
+    cameras, _ = fit_cameras(dataset.cameras[torch.tensor(indices)], height, width)
+    return PhotoSet(images.to(device), cameras.to(device), upscale)
+
+
+def on_white(image: Tensor) -> Tensor:
+    """(..., 4) straight-alpha colours as (..., 3) on white; other images unchanged."""
+    return image if image.shape[-1] == 3 else image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
+
+
+def photo_alpha(dataset: InputDataset, index: int) -> Float[Tensor, "H W 1"]:
+    """Alpha of a photo, 1 where it has none. Most data parsers put photos on a background before handing them out."""
+    image = torch.from_numpy(dataset.get_numpy_image(index))
+    return image[..., 3:].float() / 255 if image.shape[-1] == 4 else torch.ones(*image.shape[:2], 1)

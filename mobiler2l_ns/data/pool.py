@@ -1,0 +1,169 @@
+"""The pool of the newest teacher views, in memory as uint8.
+
+H, W: pixels of a stored view; s: upscale factor; B: batch; hc, wc: cells of a patch; C: channels, 3 for colours, 4
+with alpha, 5 with depth.
+"""
+
+import json
+from pathlib import Path
+from typing import Optional, Tuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from mobiler2l_ns.cameras import cell_centres, pinhole_rays
+from mobiler2l_ns.data.patches import Patches, cut_patches
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.student.sampler import DepthRange
+
+UNIT_RANGE = DepthRange(0.0, 1.0)
+
+
+class ViewPool:
+    """The newest teacher views; when it is full, a new one takes the place of the oldest.
+
+    A stored picture may be a tile of a larger view: ``corner`` is the tile's place in it.
+
+    Args:
+        capacity: How many pictures it holds.
+        tile: (H, W) of a stored picture.
+        size: (H, W) of the whole view that the pinhole camera describes.
+        focal: Focal length in pixels.
+        upscale: s.
+        device: Where the pictures live.
+        cache: Optional folder where the pictures are kept too, so that an interrupted run finds them again.
+        identity: What the cached pictures show; a cache with another identity is refused.
+        channels: C.
+        depths: The near and the far plane, between which depth is kept, as a DepthRange.
+    """
+
+    def __init__(
+        self, capacity: int, tile: Tuple[int, int], size: Tuple[int, int], focal: float, upscale: int,
+        device="cpu", cache: Optional[Path] = None, identity: str = "",
+        channels: int = 3, depths: DepthRange = UNIT_RANGE,
+    ):  # fmt: skip
+        self.capacity, self.tile, self.size, self.focal, self.upscale = capacity, tile, size, focal, upscale
+        self.depths = depths
+        self.images = torch.zeros((capacity, *tile, channels), dtype=torch.uint8, device=device)
+        self.c2w = torch.zeros(capacity, 3, 4, device=device)
+        self.corner = torch.zeros(capacity, 2, dtype=torch.long, device=device)
+        self.added_at = np.zeros(capacity)
+        self.num_added = 0
+        self._cache, self._cache_depths = None, depths
+        if cache is not None:
+            self._cache, self._cache_depths = _open_cache(cache, self.images.shape, identity, depths)
+            self._restore()
+
+    def __len__(self) -> int:
+        return min(self.num_added, self.capacity)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the full pool takes."""
+        return self.images.numel() + 4 * self.c2w.numel() + 8 * self.corner.numel()
+
+    def mean_age(self, step: int) -> float:
+        """How many steps ago the stored pictures were added, on average. A cache's count as added at step 0."""
+        return step - float(self.added_at[: len(self)].mean()) if len(self) else 0.0
+
+    def add(
+        self, image: Float[Tensor, "H W C"], c2w: Float[Tensor, "3 4"], corner: Tuple[int, int] = (0, 0), step: int = 0
+    ) -> None:
+        """Stores one teacher view, over the oldest one if the pool is full.
+
+        Args:
+            image: Colours and alpha in 0..1, and z in world units, 0 where it is not known.
+            c2w: Its pose.
+            corner: Its top left pixel (y, x) in the whole view.
+            step: When that is.
+        """
+        slot = self.num_added % self.capacity
+        self.images[slot] = to_bytes(image, self.depths)
+        self.c2w[slot] = c2w
+        self.corner[slot] = torch.tensor(corner)
+        self.added_at[slot] = step
+        if self._cache is not None:
+            views, records = self._cache
+            # A picture never stands beside another picture's pose: the record goes first and comes back last.
+            records[slot] = np.nan
+            records.flush()
+            views[slot] = to_bytes(image, self._cache_depths).cpu().numpy()
+            views.flush()
+            records[slot] = np.array([*self.c2w[slot].flatten().tolist(), *corner, self.num_added])
+            records.flush()
+        self.num_added += 1
+
+    def sample(self, count: int, hc: int, wc: int) -> Patches:
+        """Patches of hc x wc cells from stored views drawn at random."""
+        indices = torch.randint(len(self), (count,), device=self.images.device)
+        pixels, corner = cut_patches(self.images, indices, hc * self.upscale, wc * self.upscale)
+        cells = cell_centres(hc, wc, (self.upscale, self.upscale), self.images.device)
+        coords = (corner + self.corner[indices])[:, None, None, :] + cells
+        return Patches(pinhole_rays(self.c2w[indices], self.focal, *self.size, coords), pixels)
+
+    def _restore(self) -> None:
+        views, records = self._cache
+        whole = np.flatnonzero(np.isfinite(records[:, -1]))
+        if len(whole) == 0:
+            return
+        newest = whole[records[whole, -1].argmax()]
+        self.num_added = int(records[newest, -1]) + 1
+        for slot in range(len(self)):
+            # A view that a kill cut short is next to be replaced; until then the newest one stands in for it.
+            source = slot if np.isfinite(records[slot, -1]) else newest
+            # Near and far are found anew in each run, and differ a little.
+            view = from_bytes(torch.from_numpy(np.array(views[source])), self._cache_depths)
+            self.images[slot] = to_bytes(view, self.depths).to(self.images.device)
+            self.c2w[slot] = torch.from_numpy(records[source, :12].reshape(3, 4)).to(self.c2w)
+            self.corner[slot] = torch.from_numpy(records[source, 12:14]).long()
+
+
+def to_bytes(image: Float[Tensor, "H W C"], depths: DepthRange) -> UInt8[Tensor, "H W C"]:
+    """A teacher view as the pool keeps it.
+
+    A byte for depth is a step of 0.4 % of the range between the planes, in z or in 1/z as the student learns it: far
+    less than its error. 0 is left to what is not known; a z in front of the near plane, a floater's, becomes that too.
+    """
+    if image.shape[-1] == 5:
+        # z is 0 where it is not known, and a division by that would be infinite, or no number.
+        z = image[..., 4:]
+        part = torch.where(z > 0, depths.normalize(z.clamp_min(1e-9)), 0.0)
+        image = torch.cat([image[..., :4], part.clamp(0, 1)], dim=-1)
+    return (image * 255).round().to(torch.uint8)
+
+
+def from_bytes(image: UInt8[Tensor, "H W C"], depths: DepthRange) -> Float[Tensor, "H W C"]:
+    """The reverse of ``to_bytes``."""
+    image = image.float() / 255
+    if image.shape[-1] == 5:
+        part = image[..., 4:]
+        image = torch.cat([image[..., :4], torch.where(part > 0, depths.denormalize(part), 0.0)], dim=-1)
+    return image
+
+
+def _open_cache(folder: Path, shape: Tuple[int, int, int, int], identity: str, depths: DepthRange):
+    """Memory maps of the cached views (N, H, W, C) and of their records (N, 15): pose, corner, running number.
+
+    With them come the planes between which a cache keeps depth: those of the run that began it.
+    """
+    capacity, height, width, channels = shape
+    header = {"capacity": capacity, "tile": [height, width], "channels": channels, "identity": identity}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "pool.json"
+        if not path.is_file():
+            np.lib.format.open_memmap(folder / "views.npy", "w+", np.uint8, tuple(shape))
+            np.lib.format.open_memmap(folder / "records.npy", "w+", np.float64, (capacity, 15))[:] = np.nan
+            path.write_text(json.dumps({**header, "depths": depths}, indent=2))
+        found = json.loads(path.read_text())
+        kept = DepthRange(*found.pop("depths", depths))
+        if found != header:
+            raise UserError(f"{folder} holds views of another teacher, size or capacity, or other outputs of it: empty "
+                            "it or name another folder with --pipeline.datamanager.cache-dir.")  # fmt: skip
+        maps = tuple(np.lib.format.open_memmap(folder / name, "r+") for name in ("views.npy", "records.npy"))
+        return maps, kept
+    except (OSError, ValueError) as error:
+        raise UserError(f"the cache folder {folder} cannot be used ({error}): name another one with "
+                        "--pipeline.datamanager.cache-dir.") from error  # fmt: skip

@@ -1,0 +1,1 @@
+"""A trained student as verified files for onnxruntime, Lens Studio, browsers and CoreML."""

@@ -1,0 +1,141 @@
+"""The light field: residual 1x1 convolutions, then transposed ones for super-resolution. Exported; torch only.
+
+Cao et al., "Real-Time Neural Light Field on Mobile Devices" (CVPR 2023), Sec. 3.1 and Fig. 2. D counts the layers of
+head and body: D = 60 is a head and 29 blocks of two convolutions (plus the output layer), W their width. Without
+super-resolution stages it is R2L's residual MLP (Wang et al., ECCV 2022): a 1x1 convolution is a linear layer a ray.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+Outputs = Literal["rgb", "rgba", "rgbad"]  # colours; with alpha; with alpha and depth: a channel a letter
+
+
+@dataclass
+class NetworkConfig:
+    """Everything that shapes the network; a pruned or compact student is another value of this."""
+
+    depth: int = 60
+    """D: head, two layers a residual block, and output: (D - 2) / 2 blocks."""
+    width: int = 256
+    """W: channels between the residual blocks."""
+    inner_widths: Optional[Tuple[int, ...]] = None
+    """Channels inside each residual block, one number a block; left out: W everywhere. Pruning shrinks these."""
+    sr_widths: Tuple[int, ...] = (64, 64, 16)
+    """Channels of each super-resolution stage."""
+    sr_strides: Tuple[int, ...] = (2, 2, 2)
+    """Upscaling of each stage, 2 or 3 each: 2 2 2 is x8, 2 2 3 is x12; no stage is x1, a ray for each pixel."""
+    sr_blocks: int = 2
+    """Residual blocks after each upscaling."""
+    activation: Literal["gelu", "relu"] = "gelu"
+    """gelu gives the better picture; relu also runs on Android GPUs inside a Lens."""
+    batch_norm: bool = False
+    """Normalise after each convolution of a block, as published. Without it, blocks start close to the identity."""
+    out_channels: int = 3
+    """3: rgb, 4: and alpha, 5: and depth; set by the model from its outputs."""
+
+    @property
+    def upscale(self) -> int:
+        """Pixels a ray-grid cell, s."""
+        return math.prod(self.sr_strides)
+
+    @property
+    def num_blocks(self) -> int:
+        """Residual blocks of the body."""
+        return (self.depth - 2) // 2
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(act(conv(x))), both 1x1.
+
+    Args:
+        width: Channels in and out.
+        inner_width: Channels between the two convolutions.
+        config: Supplies activation and batch_norm.
+    """
+
+    def __init__(self, width: int, inner_width: int, config: NetworkConfig):
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, inner_width, 1)
+        self.norm1 = nn.BatchNorm2d(inner_width) if config.batch_norm else nn.Identity()
+        self.act = _activation(config)
+        self.conv2 = nn.Conv2d(inner_width, width, 1)
+        self.norm2 = nn.BatchNorm2d(width) if config.batch_norm else nn.Identity()
+        if not config.batch_norm:
+            # Nothing else keeps the sum of dozens of blocks in range at the start.
+            with torch.no_grad():
+                self.conv2.weight.mul_(0.1)
+                self.conv2.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm2(self.conv2(self.act(self.norm1(self.conv1(x)))))
+
+
+class MobileR2LNetwork(nn.Module):
+    """Ray codes (B, C, h, w) to an image (B, out_channels, s*h, s*w) in 0..1.
+
+    Args:
+        in_channels: C = 3K(2L+1).
+        config: The network's shape.
+    """
+
+    def __init__(self, in_channels: int, config: NetworkConfig):
+        super().__init__()
+        check_network(config)
+        self.in_channels, self.config = in_channels, config
+        inner = config.inner_widths or (config.width,) * config.num_blocks
+        self.head = nn.Sequential(nn.Conv2d(in_channels, config.width, 1), _activation(config))
+        self.body = nn.Sequential(*[ResidualBlock(config.width, width, config) for width in inner])
+        stages, width = [], config.width
+        for stage_width, stride in zip(config.sr_widths, config.sr_strides):
+            # Kernel and padding make each stage exactly `stride` times larger.
+            kernel, padding = (4, 1) if stride == 2 else (3, 0)
+            stages.append(nn.ConvTranspose2d(width, stage_width, kernel, stride, padding))
+            stages += [ResidualBlock(stage_width, stage_width, config) for _ in range(config.sr_blocks)]
+            width = stage_width
+        self.super_resolution = nn.Sequential(*stages)
+        self.tail = nn.Sequential(nn.Conv2d(width, config.out_channels, 1), nn.Sigmoid())
+
+    def forward(self, codes: Tensor) -> Tensor:
+        x = self.head(codes)
+        x = self.body(x) + x
+        return self.tail(self.super_resolution(x))
+
+
+def check_network(config: NetworkConfig) -> None:
+    """Raises ValueError, naming the field, for shapes that cannot be built."""
+    if config.depth < 4 or config.depth % 2:
+        raise ValueError(f"network.depth must be even and at least 4, not {config.depth}")
+    if config.inner_widths is not None and len(config.inner_widths) != config.num_blocks:
+        raise ValueError(
+            f"network.inner_widths needs {config.num_blocks} numbers, one a block, not {len(config.inner_widths)}"
+        )
+    if len(config.sr_widths) != len(config.sr_strides):
+        raise ValueError("network.sr_widths and network.sr_strides need one number a stage each")
+    if any(stride not in (2, 3) for stride in config.sr_strides):
+        raise ValueError(f"network.sr_strides may hold 2 and 3 only, not {config.sr_strides}")
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Numbers that training changes."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def count_macs(network: MobileR2LNetwork, h: int, w: int) -> int:
+    """Multiply-accumulates of one h x w pass (convolutions only; a transposed one counts at its input pixels)."""
+    macs, pixels = 0, h * w
+    for module in network.modules():
+        if isinstance(module, nn.ConvTranspose2d):
+            macs += module.weight.numel() * pixels
+            pixels *= module.stride[0] ** 2
+        elif isinstance(module, nn.Conv2d):
+            macs += module.weight.numel() * pixels
+    return macs
+
+
+def _activation(config: NetworkConfig) -> nn.Module:
+    return nn.GELU() if config.activation == "gelu" else nn.ReLU()

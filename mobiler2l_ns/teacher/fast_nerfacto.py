@@ -1,0 +1,203 @@
+"""nerfacto's picture in a fraction of its time, for a teacher that no longer changes.
+
+nerfacto asks proposal networks where a ray's samples belong, evaluates density and colour at all of them, and does so
+for rays through empty space too. Here the last proposal network is a lookup in a grid that is baked once, rays that
+meet nothing are not sampled, and colour is evaluated only where it can be seen. Field, number of samples, spacing and
+compositing are the model's own.
+
+N: rays, S: intervals of the lookup, K: samples of the field.
+"""
+
+from typing import Dict, Tuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.field_components.spatial_distortions import SceneContraction
+from nerfstudio.fields.density_fields import HashMLPDensityField
+from nerfstudio.fields.nerfacto_field import NerfactoField, get_normalized_directions
+from nerfstudio.model_components.ray_samplers import SpacedSampler
+from nerfstudio.model_components.renderers import RGBRenderer
+from nerfstudio.models.base_model import Model
+from nerfstudio.models.nerfacto import NerfactoModel
+from torch import Tensor
+
+from mobiler2l_ns.teacher.density_grid import DensityGrid
+
+GRID_RESOLUTION = 128
+NUM_INTERVALS = 128
+# The share of samples that goes anywhere on the ray, for what the grid does not know of.
+PADDING = 0.1
+# A ray's opacity and a sample's weight below which nothing is seen: 0.01 and 0.001 of full scale at most.
+MIN_OPACITY, MIN_WEIGHT = 1e-2, 1e-3
+
+
+class FastNerfacto:
+    """Renders a frozen nerfacto.
+
+    Args:
+        model: A model that ``renders_as_nerfacto``, in eval mode.
+
+    Attributes:
+        grid: What the last proposal network says; for a bounded model without what the field knows to be empty.
+    """
+
+    def __init__(self, model: NerfactoModel):
+        self.model, self.field = model, model.field
+        self.bounded = self.field.spatial_distortion is None
+        self.grid = DensityGrid.bake(self._proposal_density, GRID_RESOLUTION, model.device)
+        if self.bounded:
+            size = self.field.aabb[1] - self.field.aabb[0]
+            self.grid.clear_empty(lambda x: self._field_density(x)[0], float(size.norm()) / GRID_RESOLUTION)
+        sampler = model.proposal_sampler.initial_sampler
+        self.to_spacing, self.to_distance = sampler.spacing_fn, sampler.spacing_fn_inv
+        self.num_samples = model.config.num_nerf_samples_per_ray
+        # A CPU is fastest while a chunk's intermediate results fit its cache.
+        self.chunk = 1 << 12 if model.device.type == "cpu" else 1 << 16
+
+    @torch.no_grad()
+    def outputs_for_camera(self, camera: Cameras) -> Dict[str, Float[Tensor, "H W C"]]:
+        """``rgb``, ``accumulation`` and ``depth`` (median, along the ray) as nerfacto's ``get_outputs_for_camera``.
+
+        Rays that meet nothing have accumulation and depth zero.
+        """
+        bundle = camera.generate_rays(0, keep_shape=True)
+        rays = bundle.flatten()
+        parts = [self._render(rays[i : i + self.chunk]) for i in range(0, len(rays), self.chunk)]
+        return {name: torch.cat([part[name] for part in parts]).view(*bundle.shape, -1) for name in parts[0]}
+
+    def _render(self, rays: RayBundle) -> Dict[str, Tensor]:
+        rays_o, rays_d = rays.origins, rays.directions
+        edges, weights, seen = self._propose(rays)
+        background = self.model.renderer_rgb.background_color
+        outputs = {name: rays_o.new_zeros(len(rays_o), 1) for name in ("accumulation", "depth")}
+        outputs["rgb"] = rays_o.new_zeros(len(rays_o), 3)
+        if background not in ("last_sample", "random"):
+            outputs["rgb"] += RGBRenderer.get_background_color(background, (3,), rays_o.device)
+        index = seen.nonzero()[:, 0]
+        if len(index) == 0:
+            return outputs
+        edges = self.to_distance(inverse_cdf(edges[index], weights[index], self.num_samples + 1))
+        rendered = self._shade(rays_o[index], rays_d[index], edges, outputs["rgb"][index])
+        for name, value in rendered.items():
+            outputs[name][index] = value
+        return outputs
+
+    def _propose(self, rays: RayBundle) -> Tuple[Float[Tensor, "N S+1"], Float[Tensor, "N S"], Tensor]:
+        """Interval edges (in the model's spacing), their weights by the grid, and which rays (N,) to sample."""
+        rays = self.model.collider(rays)
+        near, far = rays.nears, rays.fars
+        if self.bounded:
+            enter, leave = intersect_aabb(rays.origins, rays.directions, self.field.aabb)
+            near, far = torch.maximum(near, enter), torch.minimum(far, leave)
+        near, far = self.to_spacing(near), self.to_spacing(torch.maximum(near, far))
+        edges = near + (far - near) * torch.linspace(0, 1, NUM_INTERVALS + 1, device=near.device)
+        distances = self.to_distance(edges)
+        middle, width = (distances[:, 1:] + distances[:, :-1]) / 2, distances.diff(dim=1)
+        weights = render_weights(self.grid(self._unit_cube(rays.origins, rays.directions, middle)), width)
+        if self.model.renderer_rgb.background_color == "last_sample":
+            return edges, weights, torch.ones_like(weights[:, 0], dtype=torch.bool)
+        return edges, weights, weights.sum(dim=1) > MIN_OPACITY
+
+    def _shade(self, rays_o: Tensor, rays_d: Tensor, edges: Float[Tensor, "N K+1"], background: Tensor) -> dict:
+        middle, width = (edges[:, 1:] + edges[:, :-1]) / 2, edges.diff(dim=1)
+        positions = self._unit_cube(rays_o, rays_d, middle)
+        density, features = self._field_density(positions.flatten(1).T)
+        weights = render_weights(density.view_as(middle), width)
+        accumulation = weights.sum(dim=1, keepdim=True)
+        median = (weights.cumsum(dim=1) < 0.5).sum(dim=1, keepdim=True).clamp_max(self.num_samples - 1)
+        depth = middle.gather(1, median)
+        if self.model.renderer_rgb.background_color == "last_sample":
+            weights[:, -1:] += 1 - accumulation
+        else:
+            background = background * (1 - accumulation)
+        visible = (weights > MIN_WEIGHT).view(-1).nonzero()[:, 0]
+        ray = torch.div(visible, self.num_samples, rounding_mode="floor")
+        colour = self._field_colour(rays_d, ray, features[visible]) * weights.view(-1)[visible, None]
+        return {"rgb": background.index_add(0, ray, colour), "accumulation": accumulation, "depth": depth}
+
+    def _unit_cube(self, rays_o: Tensor, rays_d: Tensor, t: Float[Tensor, "N K"]) -> Float[Tensor, "3 N K"]:
+        """Points at distances t, in the coordinates that the model's fields take."""
+        if self.bounded:
+            low, size = self.field.aabb[0], self.field.aabb[1] - self.field.aabb[0]
+            rays_o, rays_d = (rays_o - low) / size, rays_d / size
+        points = torch.addcmul(rays_o.T[..., None], rays_d.T[..., None], t)
+        if self.bounded:
+            return points
+        # mip-NeRF 360 (Barron et al. 2022), Eq. 10, with the maximum norm: the identity for norms up to 1.
+        inverse = 1 / points.abs().amax(dim=0).clamp_min(1)
+        return points.mul_((2 - inverse) * inverse / 4).add_(0.5)
+
+    def _proposal_density(self, positions: Float[Tensor, "N 3"]) -> Float[Tensor, "N"]:
+        network = self.model.proposal_networks[-1]
+        head = network.mlp_base if not network.use_linear else lambda x: network.linear(network.encoding(x))
+        return network.average_init_density * torch.exp(head(positions)[:, 0].float())
+
+    def _field_density(self, positions: Float[Tensor, "N 3"]) -> Tuple[Float[Tensor, "N"], Float[Tensor, "N G"]]:
+        hidden = self.field.mlp_base(positions)
+        return self.field.average_init_density * torch.exp(hidden[:, 0].float()), hidden[:, 1:]
+
+    def _field_colour(self, rays_d: Tensor, ray: Tensor, features: Float[Tensor, "M G"]) -> Float[Tensor, "M 3"]:
+        inputs = [self.field.direction_encoding(get_normalized_directions(rays_d))[ray], features]
+        if self.field.embedding_appearance is not None:
+            appearance = self.field.embedding_appearance.mean(dim=0) * self.field.use_average_appearance_embedding
+            inputs.append(appearance.expand(len(ray), -1))
+        return self.field.mlp_head(torch.cat(inputs, dim=-1)).float()
+
+
+def renders_as_nerfacto(model: Model) -> bool:
+    """Whether ``FastNerfacto`` shows what the model shows: it renders by nerfacto's own code, fields and options.
+
+    A bounded model that continues its last sample to infinity is left to nerfstudio: it has colours outside its box.
+    """
+    own = ("forward", "get_outputs", "get_outputs_for_camera", "get_outputs_for_camera_ray_bundle")
+    if not isinstance(model, NerfactoModel) or any(
+        getattr(type(model), name) is not getattr(NerfactoModel, name) for name in own
+    ):
+        return False
+    distortion = model.field.spatial_distortion
+    contracted = type(distortion) is SceneContraction and distortion.order == float("inf")
+    return (
+        (contracted or (distortion is None and model.renderer_rgb.background_color != "last_sample"))
+        and type(model.field) is NerfactoField
+        and all(type(network) is HashMLPDensityField for network in model.proposal_networks)
+        and isinstance(model.proposal_sampler.initial_sampler, SpacedSampler)
+    )
+
+
+def render_weights(density: Float[Tensor, "N K"], width: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    """What each interval of a ray adds to it: T_i (1 - exp(-density_i width_i)); NeRF (Mildenhall et al. 2020), Eq. 3.
+
+    Written as the difference of transmittances T before and behind the interval.
+    """
+    transmittance = torch.exp(-F.pad((density * width).cumsum(dim=1), (1, 0)))
+    return transmittance[:, :-1] - transmittance[:, 1:]
+
+
+def inverse_cdf(edges: Float[Tensor, "N S+1"], weights: Float[Tensor, "N S"], count: int) -> Float[Tensor, "N count"]:
+    """Positions that split a ray's weight evenly, as nerfstudio's ``PDFSampler`` sets them in evaluation.
+
+    Args:
+        edges: Interval edges, ascending.
+        weights: Weight of each interval, at most 1 in all; PADDING is spread over the intervals on top.
+        count: How many positions; the first and the last leave half a share outside.
+    """
+    weights = weights + PADDING / weights.shape[1]
+    cdf = F.pad(weights.cumsum(dim=1), (1, 0))
+    quantiles = (torch.arange(count, device=edges.device) + 0.5) / count * cdf[:, -1:]
+    above = torch.searchsorted(cdf, quantiles, right=True).clamp_(1, weights.shape[1])
+    below = above - 1
+    fraction = (quantiles - cdf.gather(1, below)) / weights.gather(1, below)
+    start = edges.gather(1, below)
+    return start + fraction * (edges.gather(1, above) - start)
+
+
+def intersect_aabb(
+    rays_o: Float[Tensor, "N 3"], rays_d: Float[Tensor, "N 3"], aabb: Float[Tensor, "2 3"]
+) -> Tuple[Float[Tensor, "N 1"], Float[Tensor, "N 1"]]:
+    """Where rays enter (at 0 from inside) and leave a box, in units of rays_d; on a miss leave < enter."""
+    to_corner = (aabb[:, None] - rays_o) / torch.where(rays_d.abs() < 1e-9, 1e-9, rays_d)  # (2, N, 3)
+    enter = to_corner.amin(dim=0).amax(dim=-1, keepdim=True).clamp_min(0)
+    return enter, to_corner.amax(dim=0).amin(dim=-1, keepdim=True)

@@ -1,0 +1,49 @@
+"""What commands say while they work: lines beside nerfstudio's table of steps, and a bar that names what is being done.
+
+Where nobody watches (a log, a CI) the bars are silent and the lines are the same.
+"""
+
+from contextlib import contextmanager
+from typing import Callable, Iterator
+
+from nerfstudio.utils import comms
+from nerfstudio.utils.rich_utils import CONSOLE
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+def log_line(line: str) -> None:
+    """Prints a line that stays, in the main process.
+
+    On a terminal nerfstudio writes its table of steps over what stands in the table's height above the cursor. So we
+    leave that much room below the line.
+    """
+    if not comms.is_main_process():
+        return
+    CONSOLE.print(line)
+    if CONSOLE.is_terminal:
+        from nerfstudio.utils import writer  # not above: it cannot be the first of nerfstudio's modules
+
+        for table in writer.EVENT_WRITERS:
+            if isinstance(table, writer.LocalWriter) and table.has_printed:
+                print("\n" * len(table.past_mssgs), end="", flush=True)
+
+
+@contextmanager
+def stages(count: int) -> Iterator[Callable[[str], None]]:
+    """A bar of ``count`` stages, gone when all is done; what it yields begins the next one, by its name."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as bar:
+        task = bar.add_task("", total=count)
+
+        def begin(name: str) -> None:
+            begun = bool(bar.tasks[0].description)
+            bar.update(task, description=name, advance=int(begun), refresh=True)
+
+        yield begin
+
+
+def duration(seconds: float) -> str:
+    """A time to wait, as people say it: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,1 @@
+"""What the student adds to nerfstudio's viewer."""
