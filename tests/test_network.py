@@ -135,7 +135,7 @@ def test_codes_by_hand():
 
 def test_channel_is_coordinate_times_codes_plus_code():
     h, w, coordinates, codes = 2, 3, 6, 5
-    values = torch.arange(2 * codes * h * w * coordinates).view(2, codes, h * w, coordinates)
+    values = torch.arange(2.0 * codes * h * w * coordinates).view(2, codes, h * w, coordinates)
     image = to_network_input(values, h, w)
     assert image.shape == (2, coordinates * codes, h, w)
     for b, coordinate, code, row, column in [(0, 0, 0, 0, 0), (1, 4, 2, 1, 0), (0, 5, 4, 1, 2), (1, 2, 3, 0, 1)]:

@@ -1,15 +1,16 @@
 """Positional code of the points. Exported as Embedder.onnx; torch only.
 
-h, w: ray grid; K: points a ray; L: frequencies. The code of a number x is
+h, w: ray grid; hw: its rays, h*w; K: points per ray; L: frequencies. The code of a number x is
 sin(2^0 x) ... sin(2^(L-1) x), cos(2^0 x) ... cos(2^(L-1) x), x  (Mildenhall et al. 2020, Eq. 4, without pi).
 """
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
 class Embedder(nn.Module):
-    """Sines and cosines at L octaves, and the number itself.
+    """Sines and cosines at L octaves, and the coordinate itself.
 
     Args:
         num_frequencies: L.
@@ -20,11 +21,11 @@ class Embedder(nn.Module):
         self.num_frequencies = num_frequencies
         self.num_codes = 2 * num_frequencies + 1
 
-    def forward(self, points: Tensor) -> Tensor:
-        """(B, 1, h*w, 3K) points to (B, 2L+1, h*w, 3K) codes; with another second axis the codes run along that one.
+    def forward(self, points: Float[Tensor, "B A *rest"]) -> Float[Tensor, "B A*{self.num_codes} *rest"]:
+        """Codes of coordinates, concatenated along the second axis: (B, 1, hw, 3K) to (B, 2L+1, hw, 3K).
 
-        Sine and cosine are slow everywhere: every third octave is computed, those between by doubling the angle, which
-        is as exact as float32 can reduce an angle of that size.
+        Sine and cosine are slow on every device. So they are computed for every third octave, and the octaves between
+        follow by doubling the angle, which is as accurate as float32 arithmetic on an angle of that size.
         """
         sines, cosines = [], []
         for level in range(self.num_frequencies):
@@ -38,8 +39,10 @@ class Embedder(nn.Module):
         return torch.cat([*sines, *cosines, points], dim=1)
 
 
-def to_network_input(codes: Tensor, h: int, w: int) -> Tensor:
-    """Codes (B, 2L+1, h*w, 3K) as the network's image (B, 3K(2L+1), h, w), channel = coordinate * (2L+1) + code.
+def to_network_input(
+    codes: Float[Tensor, "B codes hw coordinates"], h: int, w: int
+) -> Float[Tensor, "B coordinates*codes {h} {w}"]:
+    """Codes (B, 2L+1, hw, 3K) as the network's input (B, 3K(2L+1), h, w), channel = coordinate * (2L+1) + code.
 
     On a host with (H, W, C) memory, such as SnapML, this is a plain copy.
     """

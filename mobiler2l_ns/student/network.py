@@ -1,8 +1,11 @@
 """The light field: residual 1x1 convolutions, then transposed ones for super-resolution. Exported; torch only.
 
 Cao et al., "Real-Time Neural Light Field on Mobile Devices" (CVPR 2023), Sec. 3.1 and Fig. 2. D counts the layers of
-head and body: D = 60 is a head and 29 blocks of two convolutions (plus the output layer), W their width. Without
-super-resolution stages it is R2L's residual MLP (Wang et al., ECCV 2022): a 1x1 convolution is a linear layer a ray.
+head, body and output: D = 60 is a head, 29 blocks of two convolutions and the output layer. W is their width. Without
+super-resolution stages this is R2L's residual MLP (Wang et al., ECCV 2022), as a 1x1 convolution is one linear layer
+applied to each ray.
+
+B: batch; h, w: ray grid; s: upscale factor.
 """
 
 import math
@@ -10,37 +13,39 @@ from dataclasses import dataclass
 from typing import Literal, Optional, Tuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-Outputs = Literal["rgb", "rgba", "rgbad"]  # colours; with alpha; with alpha and depth: a channel a letter
+# One channel per letter: colours; colours and alpha; colours, alpha and depth.
+Outputs = Literal["rgb", "rgba", "rgbad"]
 
 
 @dataclass
 class NetworkConfig:
-    """Everything that shapes the network; a pruned or compact student is another value of this."""
+    """Architecture of the network."""
 
     depth: int = 60
-    """D: head, two layers a residual block, and output: (D - 2) / 2 blocks."""
+    """D: number of layers. The head and the output count one each, a residual block two: (D - 2) / 2 blocks."""
     width: int = 256
     """W: channels between the residual blocks."""
     inner_widths: Optional[Tuple[int, ...]] = None
-    """Channels inside each residual block, one number a block; left out: W everywhere. Pruning shrinks these."""
+    """Channels inside the residual blocks, one number per block, for a pruned network; None: W in all blocks."""
     sr_widths: Tuple[int, ...] = (64, 64, 16)
     """Channels of each super-resolution stage."""
     sr_strides: Tuple[int, ...] = (2, 2, 2)
-    """Upscaling of each stage, 2 or 3 each: 2 2 2 is x8, 2 2 3 is x12; no stage is x1, a ray for each pixel."""
+    """Upscaling of each stage, 2 or 3: 2 2 2 is x8, 2 2 3 is x12; without stages the student casts a ray per pixel."""
     sr_blocks: int = 2
     """Residual blocks after each upscaling."""
     activation: Literal["gelu", "relu"] = "gelu"
-    """gelu gives the better picture; relu also runs on Android GPUs inside a Lens."""
+    """gelu has the higher image quality; relu also runs on Android GPUs inside a Lens."""
     batch_norm: bool = False
-    """Normalise after each convolution of a block, as published. Without it, blocks start close to the identity."""
+    """Batch norm after each convolution of a block, as published. Without it, blocks start close to the identity."""
     out_channels: int = 3
-    """3: rgb, 4: and alpha, 5: and depth; set by the model from its outputs."""
+    """3: rgb, 4: rgb and alpha, 5: rgb, alpha and depth. The model sets this from its outputs."""
 
     @property
     def upscale(self) -> int:
-        """Pixels a ray-grid cell, s."""
+        """s: output pixels per ray along each axis."""
         return math.prod(self.sr_strides)
 
     @property
@@ -66,21 +71,24 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(inner_width, width, 1)
         self.norm2 = nn.BatchNorm2d(width) if config.batch_norm else nn.Identity()
         if not config.batch_norm:
-            # Nothing else keeps the sum of dozens of blocks in range at the start.
+            # Without normalisation, the sum of dozens of blocks is large at the start unless each block adds little.
             with torch.no_grad():
                 self.conv2.weight.mul_(0.1)
                 self.conv2.bias.zero_()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
         return x + self.norm2(self.conv2(self.act(self.norm1(self.conv1(x)))))
 
 
 class MobileR2LNetwork(nn.Module):
-    """Ray codes (B, C, h, w) to an image (B, out_channels, s*h, s*w) in 0..1.
+    """Codes of a grid of rays to an image in 0..1.
 
     Args:
         in_channels: C = 3K(2L+1).
-        config: The network's shape.
+        config: The network's architecture.
+
+    Raises:
+        ValueError: The architecture cannot be built.
     """
 
     def __init__(self, in_channels: int, config: NetworkConfig):
@@ -100,33 +108,38 @@ class MobileR2LNetwork(nn.Module):
         self.super_resolution = nn.Sequential(*stages)
         self.tail = nn.Sequential(nn.Conv2d(width, config.out_channels, 1), nn.Sigmoid())
 
-    def forward(self, codes: Tensor) -> Tensor:
+    def forward(
+        self, codes: Float[Tensor, "B {self.in_channels} h w"]
+    ) -> Float[Tensor, "B {self.config.out_channels} {self.config.upscale}*h {self.config.upscale}*w"]:
         x = self.head(codes)
         x = self.body(x) + x
         return self.tail(self.super_resolution(x))
 
 
 def check_network(config: NetworkConfig) -> None:
-    """Raises ValueError, naming the field, for shapes that cannot be built."""
+    """Raises ValueError, with the field's name, for an architecture that cannot be built."""
     if config.depth < 4 or config.depth % 2:
         raise ValueError(f"network.depth must be even and at least 4, not {config.depth}")
     if config.inner_widths is not None and len(config.inner_widths) != config.num_blocks:
         raise ValueError(
-            f"network.inner_widths needs {config.num_blocks} numbers, one a block, not {len(config.inner_widths)}"
+            f"network.inner_widths needs {config.num_blocks} numbers, one per block, not {len(config.inner_widths)}"
         )
     if len(config.sr_widths) != len(config.sr_strides):
-        raise ValueError("network.sr_widths and network.sr_strides need one number a stage each")
+        raise ValueError("network.sr_widths and network.sr_strides must have one number per stage")
     if any(stride not in (2, 3) for stride in config.sr_strides):
-        raise ValueError(f"network.sr_strides may hold 2 and 3 only, not {config.sr_strides}")
+        raise ValueError(f"network.sr_strides may contain 2 and 3 only, not {config.sr_strides}")
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Numbers that training changes."""
+    """Number of trainable parameters; buffers are not counted."""
     return sum(p.numel() for p in module.parameters())
 
 
 def count_macs(network: MobileR2LNetwork, h: int, w: int) -> int:
-    """Multiply-accumulates of one h x w pass (convolutions only; a transposed one counts at its input pixels)."""
+    """Multiply-accumulate operations of one h x w pass, of convolutions only.
+
+    A transposed convolution counts once per input pixel.
+    """
     macs, pixels = 0, h * w
     for module in network.modules():
         if isinstance(module, nn.ConvTranspose2d):
