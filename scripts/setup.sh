@@ -27,5 +27,11 @@ fi
 echo "Installing nerfstudio, PyTorch and mobiler2l-ns into .venv (3 GB to fetch the first time) ..."
 .venv/bin/python -m pip install --quiet --disable-pip-version-check uv
 # uv rather than pip: pip may pair a CPU-only torch with a torchvision that was built for CUDA.
-.venv/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable '.[export,demo,dev]'
+if ! .venv/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt \
+    --editable '.[export,demo,dev]'; then
+  echo "mobiler2l: the installation failed, see above. Where a package has no wheel for this machine (xatlas on Linux" \
+    "on ARM), compilers are needed: apt install build-essential cmake python3-dev" >&2
+  exit 1
+fi
 echo "$wanted" > "$stamp"
+.venv/bin/python scripts/missing_packages.py
