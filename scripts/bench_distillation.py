@@ -25,7 +25,10 @@ import numpy as np
 import torch
 import tyro
 from bench_teacher import device_name
-from make_demo_scene import CAMERA_ANGLE_X, Scene, cameras, make_demo_scene
+from demo_scene.cameras import CAMERA_ANGLE_X, cameras
+from demo_scene.island import diorama
+from demo_scene.tracer import Scene
+from make_demo_scene import make_demo_scene
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
@@ -33,7 +36,6 @@ from nerfstudio.engine.callbacks import TrainingCallbackLocation
 from nerfstudio.utils import writer
 from rich.console import Console
 from rich.table import Table
-from toy_island import diorama
 
 from mobiler2l_ns import method_configs
 from mobiler2l_ns.cameras import cell_centres, pinhole_cameras, rays_at

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from bench_distillation import device_type, method_config, train
 from bench_teacher import machine, write_figures
-from make_demo_scene import TARGET
+from demo_scene.cameras import TARGET
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from rich.console import Console

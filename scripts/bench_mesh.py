@@ -20,7 +20,7 @@ import torch
 import trimesh
 from bench_geometry import load_views
 from bench_teacher import write_figures
-from make_demo_scene import TARGET
+from demo_scene.cameras import TARGET
 from rich.console import Console
 
 from mobiler2l_ns.checkpoints import load_dataparser_transform, read_config

@@ -5,10 +5,11 @@ import math
 import sys
 
 import bench_distillation as bench
-import make_demo_scene as demo
 import numpy as np
 import pytest
 import torch
+from demo_scene import cameras as poses
+from demo_scene import tracer
 
 from mobiler2l_ns.cameras import pinhole_cameras
 from mobiler2l_ns.errors import UserError
@@ -16,7 +17,7 @@ from mobiler2l_ns.student.network import NetworkConfig
 from mobiler2l_ns.training.metrics import psnr
 
 SIZE = 32
-FOCAL = 0.5 * SIZE / math.tan(0.5 * demo.CAMERA_ANGLE_X)
+FOCAL = 0.5 * SIZE / math.tan(0.5 * poses.CAMERA_ANGLE_X)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def island():
 
 @pytest.fixture(scope="module")
 def matrix():
-    return demo.cameras(1, False, np.random.default_rng(3))[0]
+    return poses.cameras(1, False, np.random.default_rng(3))[0]
 
 
 def camera_of(matrix, size=SIZE):
@@ -34,7 +35,7 @@ def camera_of(matrix, size=SIZE):
 
 
 def test_the_exact_teacher_shows_the_demo_scene(island, matrix):
-    picture = demo.render(island.scene, matrix, SIZE, 64, np.random.default_rng(0)).astype(np.float32) / 255
+    picture = tracer.render(island.scene, matrix, SIZE, 64, np.random.default_rng(0)).astype(np.float32) / 255
     colour, alpha = torch.from_numpy(picture).split((3, 1), dim=-1)
     shown = island.render(camera_of(matrix))
     # Both are the same expectation; four samples a pixel leave noise, a pixel's shift would leave 15 dB.
@@ -43,7 +44,7 @@ def test_the_exact_teacher_shows_the_demo_scene(island, matrix):
 
 
 def test_the_exact_teachers_depth_is_z(island, matrix):
-    depth = torch.from_numpy(demo.centre_depth(island.scene, matrix, SIZE))
+    depth = torch.from_numpy(tracer.centre_depth(island.scene, matrix, SIZE))
     camera = camera_of(matrix)
     norm = camera.generate_rays(0, keep_shape=True).metadata["directions_norm"][..., 0]
     expected = (depth / norm)[depth.isfinite()]

@@ -7,7 +7,7 @@ import sys
 import bench_geometry as bench
 import pytest
 import torch
-from make_demo_scene import TARGET
+from demo_scene.cameras import TARGET
 
 from mobiler2l_ns import datamanager as module
 from mobiler2l_ns.cameras import ray_lengths

@@ -1,35 +1,28 @@
 """The demo capture: its files, its cameras and rays by hand, and its depth against its own geometry."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
+import demo_scene.capture
+import make_demo_scene as script
 import numpy as np
 import pytest
 import trimesh
+from demo_scene.cameras import cameras, look_at, pixel_rays
+from demo_scene.island import diorama
+from demo_scene.rays import EmbreeRays, NumpyRays
+from demo_scene.tracer import Scene, centre_depth, render
 from PIL import Image
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "make_demo_scene.py"
 SIZES = {"resolution": 32, "num_train": 3, "num_val": 1, "num_test": 2}
 
 
 @pytest.fixture(scope="module")
-def demo():
-    """The script as a module; scripts/ is not a package."""
-    spec = importlib.util.spec_from_file_location("make_demo_scene", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
-
-
-@pytest.fixture(scope="module")
-def capture(demo, tmp_path_factory):
+def capture(tmp_path_factory):
     """A tiny capture, rendered once."""
     folder = tmp_path_factory.mktemp("demo") / "capture"
-    assert demo.make_demo_scene(folder, **SIZES)
+    assert script.make_demo_scene(folder, **SIZES)
     return folder
 
 
@@ -78,18 +71,18 @@ def test_alpha_is_straight(capture):
     assert pixels[pixels[:, 3] == 64, :3].max() > 128
 
 
-def test_look_at_and_rays_by_hand(demo):
-    matrix = demo.look_at(np.array([0.0, -4.0, 0.1]))
+def test_look_at_and_rays_by_hand():
+    matrix = look_at(np.array([0.0, -4.0, 0.1]))
     np.testing.assert_allclose(matrix[:3, 0], [1, 0, 0])  # right
     np.testing.assert_allclose(matrix[:3, 1], [0, 0, 1])  # up
     np.testing.assert_allclose(matrix[:3, 2], [0, -1, 0])  # back
-    middle = demo.pixel_rays(matrix, 1, np.full((1, 1, 1, 2), 0.5))
+    middle = pixel_rays(matrix, 1, np.full((1, 1, 1, 2), 0.5))
     np.testing.assert_allclose(middle, [[0, 1, 0]], atol=1e-12)
-    top_left = demo.pixel_rays(matrix, 1, np.zeros((1, 1, 1, 2)))[0]
+    top_left = pixel_rays(matrix, 1, np.zeros((1, 1, 1, 2)))[0]
     np.testing.assert_allclose(top_left / top_left[1], [-0.36, 1, 0.36], atol=1e-6)
 
 
-def test_cameras_are_rotations_on_the_shell_that_look_at_the_centre(demo, capture):
+def test_cameras_are_rotations_on_the_shell_that_look_at_the_centre(capture):
     positions = []
     for frame in frames(capture, "train") + frames(capture, "val") + frames(capture, "test"):
         matrix = np.array(frame["transform_matrix"])
@@ -106,8 +99,8 @@ def test_cameras_are_rotations_on_the_shell_that_look_at_the_centre(demo, captur
     assert len(np.unique(np.round(positions, 6), axis=0)) == 6
 
 
-def test_training_cameras_go_all_round(demo):
-    positions = np.array([m[:3, 3] for m in demo.cameras(24, True, np.random.default_rng(0))])
+def test_training_cameras_go_all_round():
+    positions = np.array([m[:3, 3] for m in cameras(24, True, np.random.default_rng(0))])
     azimuths = np.sort(np.degrees(np.arctan2(positions[:, 1], positions[:, 0])))
     assert np.diff(azimuths, append=azimuths[0] + 360).max() < 45  # three times the even step of 15 degrees
 
@@ -144,45 +137,79 @@ def test_depth_points_lie_on_the_geometry(capture):
         assert np.abs(trimesh.proximity.closest_point(mesh, points)[1]).max() < 1e-3
 
 
-def test_a_second_call_does_no_work(demo, capture):
+def test_a_second_call_does_no_work(capture):
     before = {path: path.stat().st_mtime_ns for path in capture.rglob("*")}
-    assert not demo.make_demo_scene(capture, **SIZES)
+    assert not script.make_demo_scene(capture, **SIZES)
     assert {path: path.stat().st_mtime_ns for path in capture.rglob("*")} == before
 
 
-def test_the_same_seed_gives_the_same_capture(demo, capture, tmp_path):
-    demo.make_demo_scene(tmp_path / "again", **SIZES)
+def test_the_same_seed_gives_the_same_capture(capture, tmp_path):
+    script.make_demo_scene(tmp_path / "again", **SIZES)
     for path in capture.rglob("*.*"):
         assert (tmp_path / "again" / path.relative_to(capture)).read_bytes() == path.read_bytes(), path.name
 
 
-def test_other_settings_need_overwrite(demo, tmp_path, monkeypatch, capsys):
+def test_other_settings_need_overwrite(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "capture"
     small = {"resolution": 8, "num_train": 1, "num_val": 1, "num_test": 1, "samples": 1}
-    demo.make_demo_scene(folder, **small)
+    script.make_demo_scene(folder, **small)
     with pytest.raises(FileExistsError, match="--overwrite"):
-        demo.make_demo_scene(folder, **small, seed=1)
+        script.make_demo_scene(folder, **small, seed=1)
     monkeypatch.setattr(sys, "argv", ["make_demo_scene.py", "--output", str(folder)])
-    assert demo.main() == 1
+    assert script.main() == 1
     assert capsys.readouterr().err.count("\n") == 1
-    assert demo.make_demo_scene(folder, **small, seed=1, overwrite=True)
+    assert script.make_demo_scene(folder, **small, seed=1, overwrite=True)
     assert json.loads((folder / "scene.json").read_text())["seed"] == 1
 
 
-def test_a_folder_of_something_else_is_never_replaced(demo, tmp_path):
+def test_a_folder_of_something_else_is_never_replaced(tmp_path):
     (tmp_path / "notes.txt").write_text("keep me")
     with pytest.raises(FileExistsError, match="not a demo scene"):
-        demo.make_demo_scene(tmp_path, **SIZES, overwrite=True)
+        script.make_demo_scene(tmp_path, **SIZES, overwrite=True)
     assert (tmp_path / "notes.txt").read_text() == "keep me"
 
 
-def test_an_interrupted_run_leaves_nothing(demo, tmp_path, monkeypatch):
+def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "centre_depth", interrupt)
+    monkeypatch.setattr(demo_scene.capture, "centre_depth", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        demo.make_demo_scene(tmp_path / "capture", **SIZES)
+        script.make_demo_scene(tmp_path / "capture", **SIZES)
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="square number"):
-        demo.make_demo_scene(tmp_path / "capture", **{**SIZES, "samples": 5})
+        script.make_demo_scene(tmp_path / "capture", **{**SIZES, "samples": 5})
+
+
+def test_without_embreex_numpy_traces_the_same_images(monkeypatch, capsys):
+    pytest.importorskip("embreex", reason="embreex has no wheel for this machine: there is nothing to compare with")
+    with_embree = Scene(diorama())
+    for name in [name for name in sys.modules if name.split(".")[0] == "embreex"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "embreex", None)
+    without = Scene(diorama())
+    assert isinstance(with_embree.rays, EmbreeRays) and isinstance(without.rays, NumpyRays)
+    message = capsys.readouterr().err
+    assert message.startswith("embreex is not installed") and message.count("\n") == 1
+    for matrix in cameras(3, False, np.random.default_rng(0)):
+        fast, slow = (render(scene, matrix, 32, 4, np.random.default_rng(1)) for scene in (with_embree, without))
+        assert np.abs(fast.astype(int) - slow).max() <= 1
+        assert 0.1 < (fast[..., 3] == 255).mean() < 0.9
+        fast, slow = (centre_depth(scene, matrix, 32) for scene in (with_embree, without))
+        np.testing.assert_array_equal(np.isfinite(fast), np.isfinite(slow))
+        seen = np.isfinite(fast)
+        np.testing.assert_allclose(fast[seen], slow[seen], rtol=1e-6)
+
+
+def test_numpy_rays_by_hand():
+    """Two triangles behind each other, and a light from above that only reaches the upper side of the first."""
+    corners = np.array([[-1, -1, 1], [3, -1, 1], [-1, 3, 1], [-1, -1, 0], [3, -1, 0], [-1, 3, 0]], float)
+    rays = NumpyRays(trimesh.Trimesh(corners, [[3, 4, 5], [0, 1, 2]], process=False), np.array([0.0, 0.0, 1.0]))
+    down = np.array([[0, 0, -1.0], [-0.25, -0.25, -1], [1, 1, -1]])
+    faces, weights = rays.first_hits(np.array([0, 0, 2.0]), down / np.linalg.norm(down, axis=1, keepdims=True))
+    np.testing.assert_array_equal(faces, [1, 1, -1])
+    np.testing.assert_allclose(weights[:2], [[0.5, 0.25, 0.25], [0.625, 0.1875, 0.1875]])
+    points = np.array([[0, 0, 1.1], [0, 0, 0.9], [0, 0, -0.1], [2.5, 2.5, -0.1]])
+    np.testing.assert_array_equal(rays.reach_light(points), [True, False, False, True])
+    with pytest.raises(ValueError, match="outside of the scene"):
+        rays.first_hits(np.array([0, 0, 0.5]), down / np.linalg.norm(down, axis=1, keepdims=True))

@@ -1,0 +1,1 @@
+"""The demo scene: its shapes, a ray tracer, cameras and the files of a capture."""
