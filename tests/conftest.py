@@ -1,14 +1,17 @@
 """What the tests share: a tiny capture, an analytic teacher, and a student that is trained in seconds."""
 
 import copy
+import functools
 import importlib.util
 import sys
 from pathlib import Path
 
+import browser
 import pytest
 import torch
 from commands import student, workspace  # noqa: F401  (fixtures)
 from nerfstudio.cameras.cameras import Cameras
+from playwright.sync_api import sync_playwright
 from torch import Tensor
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "make_demo_scene.py"
@@ -24,6 +27,13 @@ def capture(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("shared") / "capture"
     assert script.make_demo_scene(folder, resolution=32, num_train=8, num_val=2, num_test=2, samples=1)
     return folder
+
+
+@pytest.fixture(scope="module")
+def new_page():
+    """Opens pages in Chromium, see ``browser.new_page``; one Playwright, as a thread cannot have two."""
+    with sync_playwright() as playwright:
+        yield functools.partial(browser.new_page, playwright.chromium)
 
 
 class StubTeacher(torch.nn.Module):

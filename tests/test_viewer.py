@@ -1,25 +1,34 @@
-"""nerfstudio's viewer of a student, looked at in a real browser: ns-viewer, and ns-train meanwhile."""
+"""nerfstudio's viewer of a student in a real browser: with ns-viewer, and while ns-train runs."""
 
+import functools
 import time
 import urllib.request
 from contextlib import contextmanager
+from typing import Callable
 
 import numpy as np
 import pytest
-from browser import Page, find_chromium
+from browser import drag, find_chromium, screenshot
 from commands import TINY, start
 from open_viewer import free_port
+from playwright.sync_api import Page
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.browser,
-    pytest.mark.skipif(find_chromium() is None, reason="NO BROWSER: install Debian's chromium to test the viewer"),
+    pytest.mark.skipif(find_chromium() is None, reason="NO BROWSER: run `apt install chromium` to test the viewer"),
 ]
 
 
+@pytest.fixture
+def page_of(new_page):
+    """Opens the viewer of a command in a browser."""
+    return functools.partial(open_command, new_page)
+
+
 @contextmanager
-def page_of(command: str, *arguments, cwd):
-    """The viewer of a command, in a browser; the command must outlive the page, and say nothing of errors."""
+def open_command(new_page, command: str, *arguments, cwd):
+    """Runs a command and opens its viewer; the command must outlive the page and print no traceback."""
     port = free_port()
     process = start(command, *arguments, "--viewer.websocket-port", port, cwd=cwd)
     try:
@@ -31,76 +40,60 @@ def page_of(command: str, *arguments, cwd):
                 break
             except OSError:
                 time.sleep(0.5)
-        with Page(f"http://127.0.0.1:{port}") as page:
+        with new_page() as page:
+            page.goto(f"http://127.0.0.1:{port}")
             yield page
-        assert process.poll() is None, "the viewer died while it was looked at"
+        assert process.poll() is None, "the viewer ended while the page was open"
     finally:
         process.kill()
         output = process.communicate()[0]
     assert "Traceback" not in output, output[-3000:]
 
 
-def test_viewer_shows_the_student(student, workspace):
+def test_viewer_shows_the_student(page_of, student, workspace):
     """A picture, another one from elsewhere, the teacher's and their difference, and an export by button."""
     target = workspace / "exports" / student.parents[2].name
     with page_of("ns-viewer", "--load-config", student, cwd=workspace) as page:
         before = wait_for_picture(page)
-        page.drag((400, 400), (550, 430))
+        drag(page, (400, 400), (550, 430))
         time.sleep(4)
-        after = middle(page.screenshot())
+        after = middle(page)
         assert difference(after, before) > 0.5, "moving the camera did not change the picture"
         choose_output(page, "teacher")
         teacher = wait_for_change(page, after)
         choose_output(page, "error")
         wait_for_change(page, teacher)
-        # The first button of that name belongs to a tab of nerfstudio's.
-        page.click("[...document.querySelectorAll('button')].filter(b => b.innerText === 'Export').at(-1)")
-        wait_for(lambda: "Written to" in page.evaluate("document.body.innerText"), "the export did not end")
+        page.get_by_role("button", name="Export", exact=True).last.click()
+        page.get_by_text("Written to").wait_for(timeout=120_000)
     assert {path.name for path in target.iterdir()} == {"onnx", "snap", "report.json"}
 
 
-def test_a_training_can_be_watched(workspace, capture):
+def test_a_training_can_be_watched(page_of, workspace, capture):
     """Figures of the data arrive, and its sliders are there."""
-    arguments = [
-        *TINY,
-        "--vis",
-        "viewer",
-        "--data",
-        capture,
-        "--max-num-iterations",
-        "100000",
-        "--timestamp",
-        "watched",
-    ]
+    arguments = [*TINY, "--vis", "viewer", "--data", capture]
+    arguments += ["--max-num-iterations", "100000", "--timestamp", "watched"]
     with page_of("ns-train", "mobiler2l-small", *arguments, cwd=workspace) as page:
         wait_for_picture(page)
-        wait_for(lambda: "Mean age" in page.evaluate("document.body.innerText"), "no figures of the pool")
+        page.get_by_text("Mean age").wait_for(timeout=120_000)
         for label in ("Photo share", "Teacher share", "Filling share"):
-            assert page.evaluate(f"Boolean({labelled(label)})"), f"no slider for {label}"
+            slider = page.get_by_text(label, exact=True).get_attribute("for")  # no <input>, so get_by_label misses it
+            assert page.locator(f"[id='{slider}']").count() == 1, f"no slider for {label}"
 
 
 def choose_output(page: Page, name: str) -> None:
-    """Picks an output in nerfstudio's drop-down; those of other drop-downs are on the page, too, but hidden."""
-    page.click(labelled("Output type"))
-    options = "[...document.querySelectorAll('[role=option]')].filter(o => o.offsetParent)"
-    page.click(f"{options}.find(o => o.innerText === '{name}')")
+    """Picks an output in nerfstudio's drop-down."""
+    page.get_by_role("textbox", name="Output type", exact=True).click()
+    page.get_by_role("option", name=name, exact=True).click()
 
 
 def wait_for_change(page: Page, before: np.ndarray) -> np.ndarray:
-    """The middle of the page once it is no longer what it was."""
-    wait_for(lambda: difference(middle(page.screenshot()), before) > 0.5, "the picture stayed as it was")
-    return middle(page.screenshot())
+    """The middle of the page, once it differs from what it was."""
+    wait_for(lambda: difference(middle(page), before) > 0.5, "the picture stayed as it was")
+    return middle(page)
 
 
-def labelled(text: str) -> str:
-    """JavaScript for the input that a label belongs to."""
-    return (
-        f"document.getElementById([...document.querySelectorAll('label')].find(l => l.innerText === '{text}')?.htmlFor)"
-    )
-
-
-def wait_for(condition, complaint: str) -> None:
-    """Until a condition holds, at most two minutes."""
+def wait_for(condition: Callable[[], bool], complaint: str) -> None:
+    """Returns when a condition holds; fails after two minutes."""
     deadline = time.time() + 120
     while not condition():
         assert time.time() < deadline, complaint
@@ -114,15 +107,10 @@ def difference(picture: np.ndarray, other: np.ndarray) -> float:
 
 def wait_for_picture(page: Page) -> np.ndarray:
     """The middle of the page, once a render has arrived: viser's empty scene is one flat colour with a few lines."""
-    deadline = time.time() + 60
-    while time.time() < deadline:
-        picture = middle(page.screenshot())
-        if len(np.unique(picture.reshape(-1, 3), axis=0)) > 100:
-            return picture
-        time.sleep(1)
-    raise AssertionError("no render arrived in the browser within a minute")
+    wait_for(lambda: len(np.unique(middle(page).reshape(-1, 3), axis=0)) > 100, "no render arrived in the browser")
+    return middle(page)
 
 
-def middle(picture: np.ndarray) -> np.ndarray:
-    """The part of the page that the control panel does not cover."""
-    return picture[100:700, 100:700]
+def middle(page: Page) -> np.ndarray:
+    """The part of the page (600, 600, 3) that the control panel does not cover."""
+    return screenshot(page)[100:700, 100:700]

@@ -9,16 +9,17 @@ import shutil
 import subprocess
 import tarfile
 import threading
-import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Dict, Iterator, Optional
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from browser import Page, find_chromium
+from browser import PageLog, drag, find_chromium, roll_wheel, screenshot
 from PIL import Image
+from playwright.sync_api import Page
 from test_export import CAMERA, make_student
 
 from mobiler2l_ns.errors import UserError
@@ -37,7 +38,7 @@ WEBGPU = (
 
 def in_browser(test):
     """Marks a test that needs Chromium."""
-    reason = "NO BROWSER: install Debian's chromium to test the web page"
+    reason = "NO BROWSER: run `apt install chromium` to test the web page"
     return pytest.mark.browser(pytest.mark.skipif(find_chromium() is None, reason=reason)(test))
 
 
@@ -58,7 +59,7 @@ def ort_dist(request) -> Path:
     dist = folder / "package" / "dist"
     if not dist.is_dir():
         if shutil.which("npm") is None:
-            pytest.skip("NO NPM: install Debian's npm to test the web page with its runtime")
+            pytest.skip("NO NPM: run `apt install npm` to test the web page with its runtime")
         package = f"onnxruntime-web@{web_files.ORT_VERSION}"
         done = subprocess.run(["npm", "pack", package], cwd=folder, capture_output=True, text=True, timeout=300)
         if done.returncode:
@@ -138,17 +139,22 @@ def test_page_names_no_address():
 
 
 @pytest.fixture(scope="module", params=["webgpu", "wasm"])
-def page(request, site):
-    """The page in a browser, once it shows its first picture."""
-    with serve(site) as address, Page("about:blank", flags=WEBGPU) as page:
-        open_viewer(page, f"{address}?backend={request.param}")
-        page.backend, page.address = request.param, address
-        yield page
+def shared(request, site, new_page):
+    """The page's log, address and backend; the page shows its first picture."""
+    with serve(site) as address, new_page(WEBGPU) as page:
+        log = open_viewer(page, f"{address}?backend={request.param}")
+        yield SimpleNamespace(page=page, log=log, address=address, backend=request.param)
+
+
+@pytest.fixture
+def page(shared) -> Page:
+    """The page that several tests share."""
+    return shared.page
 
 
 @in_browser
-def test_first_picture_is_torchs(page, student):
-    assert page.evaluate("viewer.backend") == page.backend
+def test_first_picture_is_torchs(page, shared, student):
+    assert page.evaluate("viewer.backend") == shared.backend
     assert page.evaluate("viewer.psnr") >= web_files.LOWEST_PSNR
     assert notice(page) == ""
     assert page.evaluate("document.title") == page.evaluate("document.querySelector('h1').textContent") == SCENE
@@ -161,7 +167,7 @@ def test_first_picture_is_torchs(page, student):
 def test_dragging_goes_around(page, student):
     reset(page)
     before = frame(page)
-    page.drag((600, 400), (500, 330))
+    drag(page, (600, 400), (500, 330))
     after = frame(page)
     assert psnr(before, after) < 30
     assert psnr(after, torch_picture(student, page.evaluate("viewer.pose"))) >= 35
@@ -174,15 +180,15 @@ def test_keys(page, student):
     page.evaluate("document.querySelector('canvas').focus()")
     start = page.evaluate(ANGLES)
     for key in ("ArrowLeft", "ArrowDown", "+"):
-        page.key(key)
+        page.keyboard.press(key)
     moved = page.evaluate(ANGLES)
     assert moved[0] > start[0] and moved[1] > start[1] and moved[2] == pytest.approx(start[2] / 1.08)
     assert psnr(frame(page), torch_picture(student, page.evaluate("viewer.pose"))) >= 35
     for key in ("ArrowRight", "ArrowUp", "-"):
-        page.key(key)
+        page.keyboard.press(key)
     assert page.evaluate(ANGLES) == pytest.approx(start)
-    page.key("ArrowLeft")
-    page.key("Home")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Home")
     assert page.evaluate(ANGLES) == pytest.approx(start)
 
 
@@ -196,8 +202,8 @@ def test_poses_stay_where_the_student_was_trained(page, student, side):
     pose = np.array(page.evaluate("viewer.pose")).reshape(3, 4)
     assert np.abs(pose - corner.numpy()).max() < 1e-5
     turns = [-1, 1][side]
-    page.drag((600, 400), (600 - 300 * turns, 400 + 300 * turns))
-    page.call("Input.dispatchMouseEvent", type="mouseWheel", x=600, y=400, deltaX=0, deltaY=500 * turns)
+    drag(page, (600, 400), (600 - 300 * turns, 400 + 300 * turns))
+    roll_wheel(page, 500 * turns)
     assert page.evaluate("viewer.pose") == pytest.approx(pose.ravel().tolist())
     assert psnr(frame(page), torch_picture(student, pose)) >= 35
 
@@ -206,15 +212,17 @@ def test_poses_stay_where_the_student_was_trained(page, student, side):
 def test_wheel_and_pinch_zoom(page):
     reset(page)
     radius = page.evaluate("viewer.orbit.radius")
-    page.call("Input.dispatchMouseEvent", type="mouseWheel", x=600, y=400, deltaX=0, deltaY=-50)
+    roll_wheel(page, -50)
     assert page.evaluate("viewer.orbit.radius") == pytest.approx(radius * math.exp(-0.05))
     reset(page)
-    page.call("Emulation.setTouchEmulationEnabled", enabled=True, maxTouchPoints=2)
+    devtools = page.context.new_cdp_session(page)  # Playwright has no gestures of two fingers
+    devtools.send("Emulation.setTouchEmulationEnabled", {"enabled": True, "maxTouchPoints": 2})
     for kind, apart in (("touchStart", 200), ("touchMove", 205), ("touchMove", 210)):
         points = [{"x": 600 - apart / 2, "y": 400, "id": 0}, {"x": 600 + apart / 2, "y": 400, "id": 1}]
-        page.call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
-    page.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
-    page.call("Emulation.setTouchEmulationEnabled", enabled=False)
+        devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    devtools.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    devtools.send("Emulation.setTouchEmulationEnabled", {"enabled": False})
+    devtools.detach()
     assert page.evaluate("viewer.orbit.radius") == pytest.approx(radius * 200 / 210, rel=1e-3)
 
 
@@ -223,29 +231,29 @@ def test_only_the_newest_pose_is_rendered_and_nothing_at_rest(page, student):
     frame(page)
     page.evaluate(
         "viewer.count = 0; const render = viewer.renderer.render; "
-        "viewer.renderer.render = function (pose) { viewer.count++; return render.call(this, pose); }"
+        "viewer.renderer.render = function (pose) { viewer.count++; return render.call(this, pose); }; null"
     )
     page.evaluate("for (let i = 0; i < 50; i++) viewer.look({azimuth: i / 1000})")
     assert psnr(frame(page), torch_picture(student, page.evaluate("viewer.pose"))) >= 35
     assert page.evaluate("viewer.orbit.azimuth") == pytest.approx(0.049)
     assert page.evaluate("viewer.count") <= 2
     page.evaluate("viewer.count = 0")
-    time.sleep(0.5)
+    page.wait_for_timeout(500)
     assert page.evaluate("viewer.count") == 0
 
 
 @in_browser
-def test_nothing_left_the_machine_and_nobody_complained(page):
+def test_nothing_left_the_machine_and_nobody_complained(shared):
     """After all the above."""
-    assert page.complaints() == []
-    strangers = [url for url in page.requests() if not url.startswith((page.address, f"blob:{page.address}", "data:"))]
-    assert strangers == []
+    assert shared.log.complaints == []
+    own = (shared.address, f"blob:{shared.address}", "data:")
+    assert shared.log.requests and [url for url in shared.log.requests if not url.startswith(own)] == []
 
 
 @in_browser
-def test_backend_can_be_switched(page, student):
+def test_backend_can_be_switched(page, shared, student):
     """Comes last of those that share a page."""
-    other = {"webgpu": "wasm", "wasm": "webgpu"}[page.backend]
+    other = {"webgpu": "wasm", "wasm": "webgpu"}[shared.backend]
     page.evaluate(
         f"const select = document.querySelector('select'); select.value = '{other}'; "
         "select.dispatchEvent(new Event('change'))"
@@ -254,12 +262,12 @@ def test_backend_can_be_switched(page, student):
     assert page.evaluate("viewer.backend") == other
     assert page.evaluate("location.search") == f"?backend={other}"
     assert psnr(frame(page), torch_picture(student, page.evaluate("viewer.pose"))) >= 35
-    assert page.complaints() == []
+    assert shared.log.complaints == []
 
 
 @in_browser
-def test_lost_gpu_is_survived(site, student):
-    with serve(site) as address, Page("about:blank", flags=WEBGPU) as page:
+def test_lost_gpu_is_survived(new_page, site, student):
+    with serve(site) as address, new_page(WEBGPU) as page:
         open_viewer(page, f"{address}?backend=webgpu")
         page.evaluate("viewer.look({azimuth: 0.2}), viewer.renderer.device.destroy()")
         wait(page, "viewer.backend === 'wasm' && !document.querySelector('select').disabled")
@@ -269,7 +277,7 @@ def test_lost_gpu_is_survived(site, student):
 
 @in_browser
 @pytest.mark.parametrize("backend", ["webgpu", "wasm"])
-def test_runtime_of_another_server(site, tmp_path, backend):
+def test_runtime_of_another_server(new_page, site, tmp_path, backend):
     """As from the CDN: other origin, hashes checked. Here the page is isolated too, so that WASM has threads."""
     folder = tmp_path / "site"
     shutil.copytree(site, folder, ignore=shutil.ignore_patterns("ort"))
@@ -279,19 +287,19 @@ def test_runtime_of_another_server(site, tmp_path, backend):
     with serve(folder, isolation) as address, serve(site / "ort", sharing) as cdn:
         scene["runtime"]["base"] = cdn
         (folder / "scene.json").write_text(json.dumps(scene))
-        with Page("about:blank", flags=WEBGPU) as page:
-            open_viewer(page, f"{address}?backend={backend}")
+        with new_page(WEBGPU) as page:
+            log = open_viewer(page, f"{address}?backend={backend}")
             assert page.evaluate("crossOriginIsolated")
             assert (page.evaluate("viewer.backend"), notice(page)) == (backend, "")
-            assert page.complaints() == []
+            assert log.complaints == []
 
 
 @in_browser
-def test_wrong_picture_is_announced(site, tmp_path):
+def test_wrong_picture_is_announced(new_page, site, tmp_path):
     folder = tmp_path / "site"
     shutil.copytree(site, folder)
     Image.fromarray(255 - np.asarray(Image.open(folder / "reference.png"))).save(folder / "reference.png")
-    with serve(folder) as address, Page("about:blank", flags=WEBGPU) as page:
+    with serve(folder) as address, new_page(WEBGPU) as page:
         open_viewer(page, f"{address}?backend=webgpu")
         assert page.evaluate("viewer.backend") == "wasm"
         assert "WebGPU's first picture differs from reference.png" in notice(page)
@@ -299,18 +307,18 @@ def test_wrong_picture_is_announced(site, tmp_path):
 
 
 @in_browser
-def test_no_webgpu_falls_back_to_wasm(site):
-    with serve(site) as address, Page("about:blank", flags=("--disable-features=WebGPU", "--disable-gpu")) as page:
+def test_no_webgpu_falls_back_to_wasm(new_page, site):
+    with serve(site) as address, new_page(("--disable-features=WebGPU", "--disable-gpu")) as page:
         open_viewer(page, address)
         assert page.evaluate("viewer.backend") == "wasm"
         assert "WebGPU" in notice(page) and "The processor renders instead" in notice(page)
 
 
 @in_browser
-def test_fp16_without_a_gpu_for_it(student, ort_dist, tmp_path):
+def test_fp16_without_a_gpu_for_it(new_page, student, ort_dist, tmp_path):
     """SwiftShader has no 16-bit arithmetic."""
     web_files.write_web_files(student, tmp_path, SCENE, "fp16", ort_dist)
-    with serve(tmp_path) as address, Page("about:blank", flags=WEBGPU) as page:
+    with serve(tmp_path) as address, new_page(WEBGPU) as page:
         open_viewer(page, f"{address}?backend=webgpu")
         assert page.evaluate("viewer.backend") == "wasm"
         assert notice(page) == (
@@ -320,8 +328,8 @@ def test_fp16_without_a_gpu_for_it(student, ort_dist, tmp_path):
 
 
 @in_browser
-def test_imitated_gpu_is_taken_only_when_asked_for(site):
-    with serve(site) as address, Page("about:blank", flags=WEBGPU) as page:
+def test_imitated_gpu_is_taken_only_when_asked_for(new_page, site):
+    with serve(site) as address, new_page(WEBGPU) as page:
         open_viewer(page, address)
         assert page.evaluate("viewer.backend") == "wasm"
         assert "no GPU of its own" in notice(page)
@@ -329,22 +337,22 @@ def test_imitated_gpu_is_taken_only_when_asked_for(site):
 
 @in_browser
 @pytest.mark.parametrize("name", ["scene.json", "model.onnx", "reference.png", "ort/ort.webgpu.min.mjs"])
-def test_missing_file_is_named(site, tmp_path, name):
+def test_missing_file_is_named(new_page, site, tmp_path, name):
     folder = tmp_path / "site"
     shutil.copytree(site, folder)
     (folder / name).unlink()
-    with serve(folder) as address, Page("about:blank", flags=WEBGPU) as page:
+    with serve(folder) as address, new_page(WEBGPU) as page:
         open_viewer(page, address)
         assert notice(page).startswith(f"{name} could not be loaded")
 
 
 @in_browser
-def test_damaged_runtime_is_not_run(site, tmp_path):
+def test_damaged_runtime_is_not_run(new_page, site, tmp_path):
     folder = tmp_path / "site"
     shutil.copytree(site, folder)
     script = folder / "ort" / web_files.ORT_FILES["script"]
     script.write_text(script.read_text() + "\nwindow.intruder = true;")
-    with serve(folder) as address, Page("about:blank", flags=WEBGPU) as page:
+    with serve(folder) as address, new_page(WEBGPU) as page:
         open_viewer(page, address)
         assert "is not the file it should be" in notice(page)
         assert page.evaluate("window.intruder === undefined")
@@ -380,19 +388,18 @@ def serve(folder: Path, headers: Optional[Dict[str, str]] = None) -> Iterator[st
     server.server_close()
 
 
-def open_viewer(page: Page, address: str) -> None:
-    """Opens the page and waits until it shows a picture or says why not."""
-    page.open(address)
+def open_viewer(page: Page, address: str) -> PageLog:
+    """Opens the page and waits until it shows a picture or says why not; what it does from now on is logged."""
+    log = PageLog(page)
+    page.goto(address)
     wait(page, "window.viewer !== undefined")
     page.evaluate("viewer.ready.then(() => {})")
+    return log
 
 
 def wait(page: Page, condition: str) -> None:
-    """Waits until a JavaScript expression is true."""
-    deadline = time.time() + 120
-    while not page.evaluate(condition):
-        assert time.time() < deadline, f"{condition} never came true"
-        time.sleep(0.1)
+    """Returns when a JavaScript expression is true; fails after two minutes."""
+    page.wait_for_function(condition, timeout=120_000)
 
 
 def notice(page: Page) -> str:
@@ -419,7 +426,7 @@ def canvas_on_screen(page: Page) -> np.ndarray:
     page.evaluate(f"document.querySelector('canvas').style.cssText = '{plain}'")
     page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     left, top = page.evaluate("(box => [box.x, box.y])(document.querySelector('canvas').getBoundingClientRect())")
-    picture = page.screenshot()
+    picture = screenshot(page)
     page.evaluate("document.querySelector('canvas').style.cssText = ''")
     return picture[round(top) : round(top) + height, round(left) : round(left) + width]
 
