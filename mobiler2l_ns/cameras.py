@@ -1,14 +1,14 @@
-"""Cameras and rays of the student. The only place where nerfstudio's rays become MobileR2L's.
+"""Cameras and rays of the student. Only this module converts nerfstudio's rays to the student's.
 
-The student sees an image as a grid of cells, s x s pixels each, and takes one ray through the centre of each cell::
+The student divides an image into cells of s x s pixels and casts one ray through the centre of each cell::
 
         0   s   2s      W            H, W  image size in pixels        B  batch
       0 +---+---+-- ... +            h, w  ray grid, H/s and W/s       s  upscale factor
         | x | x |       |            x     ray of cell (i, j): pixel ((i + .5) s, (j + .5) s)
       s +---+---+-- ... +
-        | x | x |       |            rays_d of a pinhole camera: ((x - cx)/f, -(y - cy)/f, -1) in camera axes, turned
-        +---+---+       |            into the world and NOT normalised: a point at ``z`` along it is z in front of the
-       ...             ...           camera plane. nerfstudio's own ray directions have unit length.
+        | x | x |       |            rays_d of a pinhole camera: ((x - cx)/f, -(y - cy)/f, -1) in camera axes, then
+        +---+---+       |            in world axes, NOT normalised: rays_o + z rays_d is at distance z from the
+       ...             ...           camera plane. The directions of nerfstudio's rays have unit length.
       H +---+---+-- ... +
 """
 
@@ -31,12 +31,12 @@ PANORAMAS = {
 
 
 def student_rays(bundle: RayBundle) -> Tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch 3"]]:
-    """Ray origins and directions as the student wants them: directions scaled to unit depth, not to unit length."""
+    """Origins and directions of the student's rays: directions have unit depth instead of unit length."""
     return bundle.origins, bundle.directions * bundle.metadata["directions_norm"]
 
 
-def cell_centres(h: int, w: int, scale: Tuple[float, float], device=None) -> Float[Tensor, "h w 2"]:
-    """Pixel coordinates (y, x) of the centres of an h x w grid of cells of scale[0] x scale[1] pixels."""
+def cell_centres(h: int, w: int, scale: Tuple[float, float], device=None) -> Float[Tensor, "{h} {w} 2"]:
+    """Pixel coordinates (y, x) of the centres of h x w cells, each scale[0] pixels high and scale[1] pixels wide."""
     y = (torch.arange(h, device=device) + 0.5) * scale[0]
     x = (torch.arange(w, device=device) + 0.5) * scale[1]
     return torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1)
@@ -47,7 +47,7 @@ def rays_at(cameras: Cameras, indices: Int[Tensor, "B"], coords: Float[Tensor, "
 
     Args:
         cameras: Cameras of shape (N,).
-        indices: Which camera each grid belongs to.
+        indices: Index of each grid's camera.
         coords: Pixel coordinates (y, x); pixel centres are at .5.
 
     Returns:
@@ -59,7 +59,7 @@ def rays_at(cameras: Cameras, indices: Int[Tensor, "B"], coords: Float[Tensor, "
 
 
 def pinhole_cameras(c2w: Float[Tensor, "B 3 4"], focal: float, height: int, width: int) -> Cameras:
-    """Centred pinhole cameras, the kind that an exported Sampler describes."""
+    """Pinhole cameras (B,) with a centred principal point, as an exported Sampler assumes; ``focal`` in pixels."""
     return Cameras(
         camera_to_worlds=c2w, fx=focal, fy=focal, cx=width / 2, cy=height / 2, width=width, height=height
     ).to(c2w.device)
@@ -68,17 +68,17 @@ def pinhole_cameras(c2w: Float[Tensor, "B 3 4"], focal: float, height: int, widt
 def pinhole_rays(
     c2w: Float[Tensor, "B 3 4"], focal: float, height: int, width: int, coords: Float[Tensor, "B h w 2"]
 ) -> RayBundle:
-    """What ``rays_at`` gives for ``pinhole_cameras``, but several times as fast: its general camera models cost most.
+    """The rays of ``rays_at`` for ``pinhole_cameras``, several times faster as no other camera model is evaluated.
 
     Args:
         c2w: A pose for each grid.
         focal: Focal length in pixels.
-        height: Height of the pictures; with the width, it places the principal point.
-        width: Width of the pictures.
+        height: Image height, for the principal point.
+        width: Image width, for the principal point.
         coords: Pixel coordinates (y, x); pixel centres are at .5.
 
     Returns:
-        A bundle of shape (B, h, w). ``pixel_area`` is a pixel's solid angle, which nerfstudio approximates.
+        A bundle of shape (B, h, w). ``pixel_area`` is the exact solid angle of a pixel; nerfstudio approximates it.
     """
     pose = c2w[:, None, None]
     x, y = (coords[..., 1:] - width / 2) / focal, (height / 2 - coords[..., :1]) / focal
@@ -91,13 +91,16 @@ def pinhole_rays(
 
 
 def bundle_camera(bundle: RayBundle) -> Cameras:
-    """The pinhole camera (1,) whose pixel centres a bundle (H, W) of rays goes through: inverse of ``generate_rays``.
+    """The pinhole camera of a bundle (H, W) of rays through all its pixel centres: the inverse of ``generate_rays``.
 
     Directions of unit depth are affine in the pixel (x, y): corner + x right / fx - y up / fy, where right and up are
-    camera axes and the corner is (-cx / fx, cy / fy, -1) in them. Two differences and one ray hold all of it.
+    camera axes and the corner is (-cx / fx, cy / fy, -1) in camera axes. Two differences and one ray determine these.
+
+    Returns:
+        A camera of shape (1,).
 
     Raises:
-        UserError: The rays are those of no pinhole.
+        UserError: No pinhole camera has these rays.
     """
     rays_o, rays_d = (rays.double() for rays in student_rays(bundle))
     if len(bundle.shape) == 2 and min(bundle.shape) > 1:
@@ -117,31 +120,31 @@ def bundle_camera(bundle: RayBundle) -> Cameras:
         if pixels_off < 0.05 and torch.allclose(found.origins, bundle.origins, atol=1e-5):
             return camera
     raise UserError(
-        "a light field renders pictures of pinhole cameras, not single rays: add --texture-method tsdf to "
+        "a light field renders views of pinhole cameras, not single rays: add --texture-method tsdf to "
         "`ns-export tsdf` or --texture-method point_cloud to `ns-export poisson`, or run this command on the teacher."
     )
 
 
 def ray_lengths(camera: Cameras) -> Float[Tensor, "H W 1"]:
-    """How long the rays of unit depth through a camera's pixel centres are: z times it is distance along the ray.
+    """Length of the unit-depth ray through each pixel centre: distance along the ray is z times this length.
 
     Args:
-        camera: A camera of shape (1,). Without lens distortion its rays need not be made, which costs more.
+        camera: A camera of shape (1,).
     """
-    if not is_pinhole(camera):
+    if not is_pinhole(camera):  # generating rays takes longer than the formula below
         return camera.generate_rays(0, keep_shape=True).metadata["directions_norm"]
     y, x = cell_centres(int(camera.height), int(camera.width), (1, 1), camera.device).split(1, dim=-1)
     return (1 + ((x - camera.cx) / camera.fx) ** 2 + ((y - camera.cy) / camera.fy) ** 2).sqrt()
 
 
 def is_pinhole(camera: Cameras) -> bool:
-    """Whether a camera (1,) has straight rays through a flat image: no lens distortion, no fisheye, no panorama."""
+    """Whether a camera of shape (1,) is a pinhole camera: no lens distortion, no fisheye, no panorama."""
     distortion = camera.distortion_params
     return int(camera.camera_type) == CameraType.PERSPECTIVE.value and (distortion is None or not distortion.any())
 
 
 def crop_camera(camera: Cameras, top: int, left: int, height: int, width: int) -> Cameras:
-    """The camera (1,) that sees a height x width window of ``camera``'s image."""
+    """The camera (1,) of the height x width crop that starts at row ``top`` and column ``left`` of a camera's image."""
     return Cameras(
         camera_to_worlds=camera.camera_to_worlds,
         fx=camera.fx, fy=camera.fy, cx=camera.cx - left, cy=camera.cy - top,
@@ -153,14 +156,14 @@ def crop_camera(camera: Cameras, top: int, left: int, height: int, width: int) -
 def sphere_bounds(
     camera: Cameras, centre: Float[Tensor, "3"], radius: float, margin: int = 0
 ) -> Tuple[int, int, int, int]:
-    """The window of a camera's image outside which no ray meets a ball: the whole image where lenses bend its rays.
+    """The rectangle of an image that contains all rays through a sphere; the whole image if the lens has distortion.
 
-    Seen along the other axis a ball is a disc, so its image ends where the two tangents of the disc do.
+    Projected along one image axis, the sphere is a disc. The two tangents of the disc bound the other image axis.
 
     Args:
         camera: A camera of shape (1,).
-        centre: The ball's centre.
-        radius: The ball's radius.
+        centre: The sphere's centre, world units.
+        radius: The sphere's radius, world units.
         margin: Pixels that are added on each side.
 
     Returns:
@@ -187,20 +190,20 @@ def sphere_bounds(
 
 
 def _tangent(angle: float) -> float:
-    """Of an angle to the optical axis; infinite where it does not meet the image plane."""
+    """Tangent of an angle to the optical axis; infinite for rays that do not meet the image plane."""
     return math.tan(angle) if abs(angle) < math.pi / 2 else math.copysign(math.inf, angle)
 
 
 def fit_cameras(cameras: Cameras, height: int, width: int) -> Tuple[Cameras, Float[Tensor, "N"]]:
-    """Cameras whose images cover height x width pixels: scaled by one factor, then cropped at the centre.
+    """Cameras of the images that ``fit_image`` makes: scaled by one factor, then cropped at the centre.
 
     Args:
-        cameras: Cameras of shape (N,), of any sizes.
-        height: Wanted image height.
-        width: Wanted image width.
+        cameras: Cameras of shape (N,), of any image sizes.
+        height: New image height.
+        width: New image width.
 
     Returns:
-        The cameras and each one's scale factor.
+        The cameras, and the scale factor of each.
     """
     old_w, old_h = cameras.width.float(), cameras.height.float()  # (N, 1)
     factor = torch.maximum(width / old_w, height / old_h)
@@ -214,30 +217,30 @@ def fit_cameras(cameras: Cameras, height: int, width: int) -> Tuple[Cameras, Flo
     return fitted, factor[:, 0]
 
 
-def fit_image(image: Float[Tensor, "H0 W0 C"], height: int, width: int) -> Float[Tensor, "height width C"]:
-    """The picture that belongs to ``fit_cameras``: resized with antialiasing to cover, then cropped at the centre.
+def fit_image(image: Float[Tensor, "H0 W0 C"], height: int, width: int) -> Float[Tensor, "{height} {width} C"]:
+    """The image of a camera of ``fit_cameras``: resized with antialiasing to cover height x width, then cropped.
 
-    The resize is done about the centre at exactly the cameras' factor, so pixels stay on their rays.
+    The scale factor is exactly that of the camera and the image centre stays fixed, so pixels keep their rays.
     """
     old_h, old_w = image.shape[:2]
     if (old_h, old_w) == (height, width):
         return image
     factor = max(width / old_w, height / old_h)
-    # The largest centred window whose scaled size is height x width, in old pixels (may end between pixels).
+    # The centred crop whose scaled size is height x width, in old pixels; its edges may lie between pixels.
     top, left = (old_h - height / factor) / 2, (old_w - width / factor) / 2
-    return resample_window(image, top, left, height / factor, width / factor, height, width)
+    return resample_crop(image, top, left, height / factor, width / factor, height, width)
 
 
-def resample_window(
-    image: Float[Tensor, "H0 W0 C"], top: float, left: float, window_h: float, window_w: float, height: int, width: int
-) -> Float[Tensor, "height width C"]:
-    """Resamples a window with fractional edges to height x width pixels, averaging where it shrinks.
+def resample_crop(
+    image: Float[Tensor, "H0 W0 C"], top: float, left: float, crop_h: float, crop_w: float, height: int, width: int
+) -> Float[Tensor, "{height} {width} C"]:
+    """Resamples a crop with fractional edges to height x width pixels, with averaging where it shrinks.
 
-    Shrinking by a factor k averages ceil(k)^2 bilinear taps a pixel: an exact box filter at whole factors.
+    Shrinking by a factor k averages ceil(k)^2 bilinear samples per pixel: an exact box filter at integer factors.
     """
-    taps_y, taps_x = max(1, -int(-window_h // height)), max(1, -int(-window_w // width))
-    y = top + (torch.arange(height * taps_y) + 0.5) * (window_h / (height * taps_y))
-    x = left + (torch.arange(width * taps_x) + 0.5) * (window_w / (width * taps_x))
+    taps_y, taps_x = max(1, -int(-crop_h // height)), max(1, -int(-crop_w // width))
+    y = top + (torch.arange(height * taps_y) + 0.5) * (crop_h / (height * taps_y))
+    x = left + (torch.arange(width * taps_x) + 0.5) * (crop_w / (width * taps_x))
     grid = torch.stack(torch.meshgrid(y / image.shape[0], x / image.shape[1], indexing="ij"), dim=-1).to(image) * 2 - 1
     sampled = F.grid_sample(
         image.permute(2, 0, 1)[None], grid[..., [1, 0]][None], align_corners=False, padding_mode="border"
@@ -246,14 +249,14 @@ def resample_window(
 
 
 class StudentView(NamedTuple):
-    """How one camera is rendered by a student: rays on its grid, then a crop and a resize to the camera's size."""
+    """A camera's view on the student's grid: the rays to render, and the crop and resize to the camera's size."""
 
     rays: RayBundle
-    """(1, h, w) rays through cell centres."""
+    """Rays through cell centres, shape (1, h, w)."""
     inner_height: int
-    """Rows of the student's picture that belong to the camera; the rest rounds up to whole cells."""
+    """Rows of the student's image that belong to the camera; the others complete the last row of cells."""
     inner_width: int
-    """Columns of the student's picture that belong to the camera."""
+    """Columns of the student's image that belong to the camera."""
     height: int
     """Height of the camera's image."""
     width: int
@@ -261,16 +264,16 @@ class StudentView(NamedTuple):
 
 
 def student_view(camera: Cameras, focal: float, upscale: int) -> StudentView:
-    """Cell rays that let a student render a camera of any size and field of view.
+    """The rays with which a student renders a camera of any image size and field of view.
 
-    The super-resolution stages learned one angular size of a cell. So the grid is laid out at the focal length that
-    the student was trained with, over the camera's whole field of view, and the picture is resized afterwards. Where
-    the camera has the trained focal length and a size that ``upscale`` divides, nothing is resized or cropped.
+    The super-resolution stages are trained for one angular size of a cell. So the grid has the focal length that the
+    student was trained with and covers the camera's field of view, and the rendered image is resized afterwards. If
+    the camera has the trained focal length and ``upscale`` divides its image size, nothing is resized or cropped.
 
     Args:
         camera: A camera of shape (1,).
         focal: Focal length of the student's images in pixels.
-        upscale: Pixels a cell, s.
+        upscale: s, pixels per cell along each axis.
 
     Raises:
         UserError: The camera is a panorama.
@@ -286,8 +289,8 @@ def student_view(camera: Cameras, focal: float, upscale: int) -> StudentView:
     return StudentView(rays_at(camera, index, coords[None]), inner_h, inner_w, height, width)
 
 
-def to_camera_size(image: Float[Tensor, "C Hs Ws"], view: StudentView) -> Float[Tensor, "H W C"]:
-    """Crops and resizes the student's picture to the camera's image."""
+def to_camera_size(image: Float[Tensor, "C Hs Ws"], view: StudentView) -> Float[Tensor, "{view.height} {view.width} C"]:
+    """Crops and resizes the student's image to the size of the camera's image."""
     image = image[:, : view.inner_height, : view.inner_width]
     if image.shape[1:] != (view.height, view.width):
         image = F.interpolate(image[None], size=(view.height, view.width), mode="bilinear", antialias=True)[0]

@@ -13,9 +13,15 @@ from torch import Tensor
 
 
 def look_at(
-    position: Float[Tensor, "B 3"], target: Float[Tensor, "B 3"], up: Float[Tensor, "B 3"]
+    position: Float[Tensor, "B 3"], target: Float[Tensor, "B 3"], up: Float[Tensor, "3"]
 ) -> Float[Tensor, "B 3 4"]:
-    """Poses at ``position`` that look at ``target`` with ``up`` upwards in the picture."""
+    """Poses at ``position`` that look at ``target``, with ``up`` upwards in the image.
+
+    Args:
+        position: Camera centres.
+        target: Points that lie on the optical axes.
+        up: A direction of any length, not parallel to an optical axis.
+    """
     back = F.normalize(position - target, dim=-1)
     right = F.normalize(torch.linalg.cross(up.expand_as(back), back), dim=-1)
     return torch.stack([right, torch.linalg.cross(back, right), back, position], dim=-1)
@@ -24,18 +30,17 @@ def look_at(
 def focus_point(c2w: Float[Tensor, "N 3 4"]) -> Float[Tensor, "3"]:
     """The point nearest to all optical axes, in the least-squares sense."""
     axes = -c2w[:, :, 2]
-    across = (
-        torch.eye(3, device=c2w.device) - axes[:, :, None] * axes[:, None, :]
-    )  # projects onto the plane across an axis
-    right_side = (across @ c2w[:, :, 3:]).mean(0)
-    return torch.linalg.lstsq(across.mean(0), right_side).solution[:, 0]
+    # Each projects onto the plane perpendicular to an axis.
+    projections = torch.eye(3, device=c2w.device) - axes[:, :, None] * axes[:, None, :]
+    right_side = (projections @ c2w[:, :, 3:]).mean(0)
+    return torch.linalg.lstsq(projections.mean(0), right_side).solution[:, 0]
 
 
 def up_direction(c2w: Float[Tensor, "N 3 4"]) -> Float[Tensor, "3"]:
-    """The direction that is across all cameras' right, as it is for cameras held level.
+    """The unit vector most perpendicular to the right axes of all cameras: the vertical, if cameras are held level.
 
-    The mean of their own ups leans away from an object that was photographed from above on one side only. It settles
-    what is left open where all cameras look the same way.
+    The mean of the cameras' up axes is biased where a scene was photographed from above on one side only. So it only
+    decides the sign, and the direction where all cameras look the same way.
     """
     right, mean = c2w[:, :, 0], F.normalize(c2w[:, :, 1].mean(0), dim=-1)
     spread = right.T @ right / len(right) - 1e-3 * mean[:, None] * mean
@@ -44,27 +49,33 @@ def up_direction(c2w: Float[Tensor, "N 3 4"]) -> Float[Tensor, "3"]:
 
 
 def cameras_cube(c2w: Float[Tensor, "N 3 4"], smallest: float) -> Tuple[Float[Tensor, "3"], float]:
-    """Centre and half side of the cube, along the world's axes, that all cameras stand in.
+    """Centre and half side of the axis-aligned cube that contains all camera centres, world units.
 
     Args:
         c2w: Poses of the capture.
-        smallest: Half side where the cameras stand closer together.
+        smallest: Lower limit of the half side.
     """
     low, high = c2w[:, :, 3].amin(0), c2w[:, :, 3].amax(0)
     return (low + high) / 2, max(float((high - low).max()) / 2, smallest)
 
 
 def across(offset: Float[Tensor, "N 3"], up: Float[Tensor, "3"]) -> Float[Tensor, "N 3"]:
-    """The part of each vector that is across ``up``."""
+    """The component of each vector that is perpendicular to ``up``, a unit vector."""
     return offset - (offset @ up)[:, None] * up
 
 
 def azimuths(
     offset: Float[Tensor, "N 3"], up: Float[Tensor, "3"], start: Float[Tensor, "3"]
 ) -> Tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
-    """Angles of vectors about ``up`` from the direction ``start``, ascending, and the gap from each to the next.
+    """Angles of vectors around ``up``, ascending, and the gap from each angle to the next, radians.
 
-    The last gap closes the circle.
+    Args:
+        offset: The vectors.
+        up: The axis, a unit vector.
+        start: The direction of angle 0.
+
+    Returns:
+        Angles, and gaps; the last gap is that from the last angle to the first.
     """
     flat, start = across(offset, up), F.normalize(start, dim=-1)
     angles = torch.atan2(flat @ torch.linalg.cross(up, start), flat @ start).sort().values

@@ -5,7 +5,7 @@ were taken from. Poses are camera-to-world (3, 4), OpenGL axes (x right, y up, l
 """
 
 import math
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from mobiler2l_ns.geometry import across, azimuths, focus_point, look_at, up_dir
 PoseKind = Literal["auto", "orbit", "path"]
 
 
+@runtime_checkable
 class PoseSampler(Protocol):
     """A distribution of camera poses."""
 

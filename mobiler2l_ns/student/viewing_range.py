@@ -1,13 +1,13 @@
-"""Where a student may be looked at from: what a viewer's controls need, and poses to check exported files with.
+"""The range of camera poses that a student was trained for: limits for viewers, and poses to verify exports with.
 
-A student shows what it was shown, so everyone who moves a camera around it must know the region of its photos. It is
-described as an orbit: a centre, and ranges of distance, elevation and azimuth. Poses are camera-to-world (3, 4), OpenGL
-axes (x right, y up, looking down -z), in the student's world.
+A student renders only views near its training cameras correctly. The range of these cameras is described as an orbit:
+a centre, and ranges of distance, elevation and azimuth. Poses are camera-to-world (3, 4), OpenGL axes (x right, y up,
+looking down -z), in the student's world.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Dict, Optional, Tuple
+from typing import Dict, Optional, Protocol, Tuple, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -15,16 +15,27 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mobiler2l_ns.geometry import across, azimuths, focus_point, look_at, up_direction
+from mobiler2l_ns.student.coverage import Coverage
+from mobiler2l_ns.student.sampler import Sampler
 
-NUM_VIEWPOINTS = 32
-ALL_ROUND = math.radians(90)  # a gap between azimuths that is larger than this is not crossed
+# A larger gap between the cameras' azimuths limits the range; smaller ones do not.
+MAX_AZIMUTH_GAP = math.radians(90)
+
+
+@runtime_checkable
+class TrainedStudent(Protocol):
+    """The part of a MobileR2LModel that tells which cameras it was trained with."""
+
+    sampler: Sampler
+    coverage: Coverage
 
 
 @dataclass
 class ViewingRange:
     """An orbit around a centre.
 
-    Directions from it: cos(elevation) (cos(azimuth) east + sin(azimuth) north) + sin(elevation) up, north = up x east.
+    The direction from the centre to a camera is
+    cos(elevation) (cos(azimuth) east + sin(azimuth) north) + sin(elevation) up, with north = up x east.
     """
 
     centre: Float[Tensor, "3"]
@@ -33,12 +44,12 @@ class ViewingRange:
     radius: Tuple[float, float]
     """Distances from the centre, world units."""
     elevation: Tuple[float, float]
-    """Angles above the plane across ``up``, radians."""
+    """Angles above the plane perpendicular to ``up``, radians."""
     azimuth: Optional[Tuple[float, float]]
-    """Angles about ``up``, radians, the second at least the first; None: all round."""
+    """Angles around ``up``, radians, the second not less than the first; None: the full circle."""
 
     def pose(self, azimuth: float, elevation: float, radius: float) -> Float[Tensor, "3 4"]:
-        """The pose at these angles that looks at the centre; nothing is clamped."""
+        """The pose at these angles (radians) and distance that looks at the centre; they are not clamped."""
         north = torch.linalg.cross(self.up, self.east)
         flat = math.cos(azimuth) * self.east + math.sin(azimuth) * north
         direction = math.cos(elevation) * flat + math.sin(elevation) * self.up
@@ -46,12 +57,12 @@ class ViewingRange:
         return look_at(position[None], self.centre[None], self.up)[0]
 
     def middle(self) -> Tuple[float, float, float]:
-        """Azimuth, elevation and radius of a first view."""
+        """Azimuth, elevation and radius in the middle of the ranges: the viewers' start view."""
         azimuth = 0.0 if self.azimuth is None else sum(self.azimuth) / 2
         return azimuth, sum(self.elevation) / 2, sum(self.radius) / 2
 
-    def sample(self, count: int, seed: int = 0) -> Float[Tensor, "count 3 4"]:
-        """Poses drawn evenly from the ranges; the same ones for the same seed."""
+    def sample(self, count: int, seed: int = 0) -> Float[Tensor, "{count} 3 4"]:
+        """Poses drawn uniformly from the ranges; equal seeds give equal poses."""
         generator = torch.Generator().manual_seed(seed)
         ranges = (self.azimuth or (-math.pi, math.pi), self.elevation, self.radius)
         drawn = torch.rand(count, 3, generator=generator)
@@ -60,7 +71,7 @@ class ViewingRange:
         )
 
     def to_dict(self) -> Dict[str, object]:
-        """Everything as plain numbers, for JSON."""
+        """All fields as numbers and lists, for JSON."""
         azimuth, elevation, radius = self.middle()
         return {
             "centre": self.centre.tolist(), "up": self.up.tolist(), "east": self.east.tolist(),
@@ -69,28 +80,28 @@ class ViewingRange:
         }  # fmt: skip
 
 
-def viewing_range(model) -> ViewingRange:
-    """The range of a student: that of the cameras it was trained with.
+def viewing_range(model: TrainedStudent) -> ViewingRange:
+    """The range of the cameras that a student was trained with.
 
     Args:
-        model: A MobileR2LModel. One that recorded no viewpoints gets an orbit around the origin at (near + far) / 2,
-            where Snap's template puts its camera.
+        model: A MobileR2LModel. Without recorded viewpoints, the range is an orbit around the origin at distance
+            (near + far) / 2, the camera position of Snap's template.
     """
-    c2w = model.viewpoints.detach().cpu().float()
+    c2w = model.coverage.viewpoints.detach().cpu().float()
     if not bool(c2w.any()):
         radius = float(model.sampler.near + model.sampler.far) / 2
         up, east = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 0.0])
         return ViewingRange(torch.zeros(3), up, east, (radius, radius), (-math.pi / 3, math.pi / 3), None)
-    return fit_range(c2w, model.focus.detach().cpu() if model.has_focus else None)
+    return fit_range(c2w, model.coverage.focus.detach().cpu() if model.coverage.has_focus else None)
 
 
 def fit_range(c2w: Float[Tensor, "N 3 4"], centre: Optional[Float[Tensor, "3"]] = None) -> ViewingRange:
-    """The ranges that cameras cover.
+    """The smallest orbit that contains the given cameras.
 
     Args:
-        c2w: Their poses.
-        centre: What they go around; left out: the point nearest to all optical axes, or, where that is behind one of
-            the cameras, one in front of the mean camera.
+        c2w: Poses of the cameras.
+        centre: Centre of the orbit. None: the point nearest to all optical axes; if this point is behind one of the
+            cameras, a point in front of the mean camera.
     """
     up = up_direction(c2w)
     axes = -c2w[:, :, 2]
@@ -103,20 +114,15 @@ def fit_range(c2w: Float[Tensor, "N 3 4"], centre: Optional[Float[Tensor, "3"]] 
     radius = offset.norm(dim=-1)
     elevation = torch.asin(((offset / radius[:, None]) @ up).clamp(-1, 1))
     flat = across(offset, up)
-    # Azimuth 0 is that of the camera farthest from the axis: one straight above has none.
+    # Azimuth 0 is at the camera farthest from the axis: the azimuth of a camera on the axis is not defined.
     east = F.normalize(flat[flat.norm(dim=-1).argmax()], dim=-1)
     azimuth, gaps = azimuths(offset, up, east)
     widest = int(gaps.argmax())
     bounds = None
-    if float(gaps[widest]) > ALL_ROUND:
+    if float(gaps[widest]) > MAX_AZIMUTH_GAP:
         low = float(azimuth[(widest + 1) % len(azimuth)])
         bounds = (low, low + 2 * math.pi - float(gaps[widest]))
     return ViewingRange(
         centre, up, east, (float(radius.min()), float(radius.max())),
         (float(elevation.min()), float(elevation.max())), bounds,
     )  # fmt: skip
-
-
-def spread_viewpoints(c2w: Float[Tensor, "N 3 4"]) -> Float[Tensor, "32 3 4"]:
-    """A fixed number of a capture's cameras, evenly spread over its order, for a student's checkpoint."""
-    return c2w[torch.linspace(0, len(c2w) - 1, NUM_VIEWPOINTS).round().long().to(c2w.device)]
