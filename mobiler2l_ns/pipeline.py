@@ -1,27 +1,31 @@
-"""nerfstudio's pipeline, with fine-tuning on the photos, and distributed on CPUs too.
+"""nerfstudio's pipeline of the student: it connects datamanager, model, fine-tuning, viewer and export.
 
-It also tells the datamanager what it must know: the network's upscale factor and outputs, and which patches were hard.
+It also runs distributed on CPUs, for which VanillaPipeline is not made.
 """
 
 import json
 from dataclasses import dataclass, field
-from typing import List, Literal, Optional, Type
+from pathlib import Path
+from typing import Dict, List, Literal, Optional, Type
 
 import torch
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.models.base_model import Model
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils import comms, profiler
+from nerfstudio.utils.rich_utils import CONSOLE
 from torch import nn
 from torch.cuda.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from mobiler2l_ns.compat import check_command
-from mobiler2l_ns.datamanager import merge_statistics
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.export.command import ExportMobileR2L
+from mobiler2l_ns.export.onnx_files import check_size
 from mobiler2l_ns.training.distributed import broadcast_from_main, gather
 from mobiler2l_ns.training.finetuning import FineTuning, FineTuningConfig
 from mobiler2l_ns.training.metrics import patch_errors, psnr
-from mobiler2l_ns.viewer.panels import ExportPanel
+from mobiler2l_ns.viewer.panels import ExportPanel, StreamPanel
 from mobiler2l_ns.viewer.start_view import StartView
 from mobiler2l_ns.viewer.teacher_view import TeacherView
 
@@ -56,17 +60,20 @@ class DistillationPipeline(VanillaPipeline):
         super().__init__(config, device, test_mode, world_size=1, local_rank=local_rank, grad_scaler=grad_scaler)
         self.world_size = world_size
         self.finetuning: Optional[FineTuning] = None
-        self.export = ExportPanel(self.model.copy_to_cpu)
+        self.export = ExportPanel(self.model.copy_to_cpu, export_student)
         self.start_view = StartView(self.model)
-        if config.datamanager.teacher is not None:
-            self.comparison = TeacherView(config.datamanager.teacher, lambda: self.datamanager.teacher)
+        if self.datamanager.pool is not None:  # only ns-train loads the teacher
+            self.stream = StreamPanel(self.datamanager.changeable_shares(), self.datamanager.change_share)
+        teacher = config.datamanager.teacher.load_config
+        if teacher is not None:
+            self.comparison = TeacherView(teacher, lambda: self.datamanager.teacher)
             self.model.viewer_outputs = self.comparison.forward  # the module itself would become one of the model's
         if world_size > 1:
             self._model = distribute(self._model, device)
 
     @profiler.time_function
     def get_train_loss_dict(self, step: int):
-        """nerfstudio's lines, after which the datamanager hears how well each patch was rendered."""
+        """nerfstudio's, and the datamanager learns the error of each patch."""
         ray_bundle, batch = self.datamanager.next_train(step)
         outputs = self._model(ray_bundle)
         metrics = {**self.model.get_metrics_dict(outputs, batch), **self.datamanager.progress()}
@@ -76,30 +83,30 @@ class DistillationPipeline(VanillaPipeline):
         return outputs, losses, metrics
 
     def get_eval_loss_dict(self, step: int):
-        """nerfstudio's, in time that is not the training's."""
-        with self.datamanager.excluded():
+        """nerfstudio's, outside the training time."""
+        with self.datamanager.budget.exclude():
             return super().get_eval_loss_dict(step)
 
     def get_eval_image_metrics_and_images(self, step: int):
-        """nerfstudio's, in time that is not the training's."""
-        with self.datamanager.excluded():
+        """nerfstudio's, outside the training time."""
+        with self.datamanager.budget.exclude():
             return super().get_eval_image_metrics_and_images(step)
 
     def get_average_eval_image_metrics(self, *args, **kwargs):
-        """nerfstudio's, in time that is not the training's, and without the teacher."""
-        with self.datamanager.excluded():
+        """nerfstudio's, outside the training time and without the teacher."""
+        with self.datamanager.budget.exclude():
             return super().get_average_eval_image_metrics(*args, **kwargs)
 
     def validation_psnr(self) -> float:
         """PSNR in dB on the photos that are held out of the whole run."""
         render = self.model.get_outputs_for_camera
-        with self.datamanager.excluded():
+        with self.datamanager.budget.exclude():
             scores = [psnr(render(camera)["rgb"].clamp(0, 1), photo) for camera, photo in self.datamanager.validation]
         return sum(scores) / len(scores)
 
     def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> List[TrainingCallback]:
-        """nerfstudio's, fine-tuning, and the run's record."""
-        callbacks = []
+        """nerfstudio's, fine-tuning, the viewer's statistics, the run's record, and the export."""
+        callbacks, run_folder = [], attributes.trainer.base_dir
         if self.datamanager.validation is not None:
             self.finetuning = FineTuning(
                 self.config.finetuning,
@@ -108,18 +115,49 @@ class DistillationPipeline(VanillaPipeline):
                 self.datamanager.set_photo_share,
             )
             callbacks = self.finetuning.callbacks()
+        after_step, after_training = (
+            TrainingCallbackLocation.AFTER_TRAIN_ITERATION,
+            TrainingCallbackLocation.AFTER_TRAIN,
+        )
+        return [
+            *callbacks,
+            TrainingCallback([after_step], self._show_statistics, update_every_num_iters=50),
+            *super().get_training_callbacks(attributes),
+            # The export's report contains the record.
+            TrainingCallback([after_training], lambda step: self._save_record(run_folder, step)),
+            TrainingCallback([after_training], lambda step: self._export(run_folder)),
+        ]
 
-        def save_record(step: int) -> None:
-            pools = gather(self.datamanager.statistics())
-            if comms.is_main_process():
-                record = {"steps": step + 1, "processes": len(pools), "pool": merge_statistics(pools)}
-                if self.finetuning is not None:
-                    record["finetuning"] = self.finetuning.statistics()
-                (attributes.trainer.base_dir / "distillation.json").write_text(json.dumps(record, indent=2))
+    def _show_statistics(self, step: int) -> None:
+        self.stream.show({**self.datamanager.statistics(), **self.datamanager.progress()})
 
-        # Before the model's own callbacks: the export reports what is recorded here.
-        record = TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], save_record)
-        return [*callbacks, record, *super().get_training_callbacks(attributes)]
+    def _save_record(self, run_folder: Path, step: int) -> None:
+        pools = gather(self.datamanager.statistics())
+        if comms.is_main_process():
+            record = {"steps": step + 1, "processes": len(pools), "pool": merge_statistics(pools)}
+            if self.finetuning is not None:
+                record["finetuning"] = self.finetuning.statistics()
+            (run_folder / "distillation.json").write_text(json.dumps(record, indent=2))
+
+    def _export(self, run_folder: Path) -> None:
+        """Exports the trained student; a training that is done does not fail because that is not possible."""
+        if self.config.model.export_when_done and comms.is_main_process():
+            try:
+                check_size(self.model)
+                ExportMobileR2L(run_folder / "config.yml", run_folder / "export", num_views=0).export()
+            except UserError as error:
+                CONSOLE.print(f"No export: {error}")
+
+
+def export_student(run_folder: Path, output_dir: Path, student: nn.Module, step: int) -> None:
+    """Exports a student that is at hand, for the viewer's button."""
+    ExportMobileR2L(run_folder, output_dir, num_views=0).export((student, step))
+
+
+def merge_statistics(statistics: List[Dict[str, float]]) -> Dict[str, float]:
+    """Statistics of all processes as one: sizes and seconds are summed, the rest is the main process's."""
+    summed = ("capacity", "views", "bytes", "teacher_seconds")
+    return {**statistics[0], **{name: round(sum(part[name] for part in statistics), 2) for name in summed}}
 
 
 def distribute(model: Model, device: str) -> DDP:

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Literal, Optional, Type
 
@@ -24,7 +24,7 @@ class DistillationTrainer(Trainer):
     """Trainer for teachers and students."""
 
     _state = "training"
-    _paused_at: Optional[float] = None
+    _pause: Optional[ExitStack] = None
 
     @property
     def training_state(self) -> str:
@@ -33,12 +33,14 @@ class DistillationTrainer(Trainer):
 
     @training_state.setter
     def training_state(self, state: str) -> None:
-        # A student's teacher renders within a share of the training time, and a pause is none.
-        if state == "paused":
-            self._paused_at = time.perf_counter()
-        elif self._paused_at is not None and hasattr(self.pipeline.datamanager, "exclude"):
-            self.pipeline.datamanager.exclude(time.perf_counter() - self._paused_at)
-            self._paused_at = None
+        # The time of a pause does not count for the teacher's fraction of the training time.
+        budget = getattr(self.pipeline.datamanager, "budget", None) if hasattr(self, "pipeline") else None
+        if state == "paused" and self._pause is None and budget is not None:
+            self._pause = ExitStack()
+            self._pause.enter_context(budget.exclude())
+        elif state != "paused" and self._pause is not None:
+            self._pause.close()
+            self._pause = None
         self._state = state
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import browser
 import pytest
 import torch
+from builders import stub_teacher_config
 from commands import student, workspace  # noqa: F401  (fixtures)
 from nerfstudio.cameras.cameras import Cameras
 from playwright.sync_api import sync_playwright
@@ -127,19 +128,16 @@ def student_config(capture, tmp_path):
 
 
 @pytest.fixture
-def build_pipeline(student_config, stub_teacher, monkeypatch, tmp_path):
+def build_pipeline(student_config, stub_teacher, tmp_path):
     """Makes a student's pipeline with the stub as its teacher; keyword arguments are the datamanager's fields."""
-    from mobiler2l_ns import datamanager as module
 
     def make(outputs="rgb", **options):
         config = copy.deepcopy(student_config.pipeline)
         config.model.outputs = outputs
-        config.datamanager.teacher = tmp_path / "teacher" / "config.yml"
+        config.datamanager.teacher = stub_teacher_config(stub_teacher, tmp_path / "teacher")
         for name, value in options.items():
             setattr(config.datamanager, name, value)
         return config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
 
     torch.manual_seed(0)
-    monkeypatch.setattr(module, "FrozenTeacher", lambda path, device: stub_teacher)
-    monkeypatch.setattr(module.DistillationDataManager, "_adopt_teacher", lambda self, config: None)
     return make

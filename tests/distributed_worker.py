@@ -5,15 +5,15 @@ It trains the student whose pickled config lies in the folder on the command lin
 
 import pickle
 import sys
-import types
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from conftest import StubTeacher
 
-from mobiler2l_ns import datamanager
+from mobiler2l_ns.data import time_budget
 from mobiler2l_ns.export import command as export
+from mobiler2l_ns.teacher import frozen
 from mobiler2l_ns.trainer import DistillationTrainer
 
 
@@ -63,11 +63,11 @@ def main(folder: Path) -> None:
     config = pickle.loads((folder / "config.pickle").read_bytes())
     config.output_dir = folder / f"outputs-{rank}"  # to see who writes what
     teacher = RecordingTeacher()
-    datamanager.FrozenTeacher = lambda path, device: teacher
-    datamanager.resolve_teacher = lambda *arguments: folder / f"teacher-{rank}" / "config.yml"
+    frozen.TeacherConfig.setup = lambda self, device: teacher
+    frozen.resolve_teacher = lambda *arguments: folder / f"teacher-{rank}" / "config.yml"
     export.ExportMobileR2L.export = lambda self: self.output_dir.mkdir()
     if rank > 0:  # a clock that stands still: alone, this process would never render a view while it trains
-        datamanager.time = types.SimpleNamespace(perf_counter=lambda: 0.0)
+        time_budget.perf_counter = lambda: 0.0
     torch.manual_seed(config.machine.seed + rank)  # as nerfstudio's train_loop does
 
     trainer = RecordingTrainer(config, local_rank=rank, world_size=dist.get_world_size())
@@ -76,7 +76,7 @@ def main(folder: Path) -> None:
     pool = trainer.pipeline.datamanager.pool
     found = {
         "camera": trainer.pipeline.datamanager.train_dataset.metadata["student_camera"],
-        "teacher": trainer.config.pipeline.datamanager.teacher,
+        "teacher": trainer.config.pipeline.datamanager.teacher.load_config,
         "probes": teacher.probes, "poses": torch.stack(teacher.poses),
         "capacity": pool.capacity, "pictures": len(pool.images), "pool_bytes": pool.nbytes,
         "batches": [(*flat(rays), batch["alpha"], batch["depth"], batch["image"]) for rays, batch in trainer.batches],

@@ -20,6 +20,7 @@ from mobiler2l_ns.checkpoints import (
     read_config,
 )
 from mobiler2l_ns.compat import allow_numpy_scalars, without_lpips_download
+from mobiler2l_ns.data.student_camera import StudentCamera
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.teacher.nerfacto import TeacherModelConfig
 from mobiler2l_ns.training import metrics
@@ -47,7 +48,9 @@ def save_run(folder, config, model, step=7, prefix="_model."):
 @pytest.fixture
 def student(student_config):
     torch.manual_seed(0)
-    model = student_config.pipeline.model.setup(scene_box=BOX, num_train_data=1, metadata={"student_camera": CAMERA})
+    model = student_config.pipeline.model.setup(
+        scene_box=BOX, num_train_data=1, metadata={"student_camera": StudentCamera(**CAMERA)}
+    )
     return student_config, model
 
 

@@ -14,7 +14,7 @@ def test_resumed_run_remembers_teacher_and_parser(student):
     from mobiler2l_ns.checkpoints import read_config
 
     config = read_config(student)
-    assert "mobiler2l-teacher-small" in str(config.pipeline.datamanager.teacher)
+    assert "mobiler2l-teacher-small" in str(config.pipeline.datamanager.teacher.load_config)
     # Nothing was said about the parser on the command line: the teacher's was taken over.
     assert type(config.pipeline.datamanager.dataparser).__name__ == "BlenderDataParserConfig"
 

@@ -5,44 +5,41 @@ import math
 import re
 import shutil
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from builders import StubTeacherConfig, stub_teacher_config
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
 
-from mobiler2l_ns import datamanager as module
 from mobiler2l_ns.cameras import pinhole_cameras, student_rays
 from mobiler2l_ns.data.capture import CaptureDataManagerConfig
 from mobiler2l_ns.data.photos import on_white
 from mobiler2l_ns.datamanager import DistillationDataManager
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.geometry import look_at
-from mobiler2l_ns.teacher.frozen import depth_range
+from mobiler2l_ns.teacher.frozen import TeacherConfig, depth_range
 
 ANGLE = 2 * math.atan(0.36)  # the demo scene's field of view: focal is 16 / 0.36 = 44.44 for 32 pixels
 SPLITS = {"train": 8, "val": 2, "test": 2}
 
 
 @pytest.fixture
-def build(student_config, stub_teacher, monkeypatch, tmp_path):
+def build(student_config, stub_teacher, tmp_path):
     """Makes the student's datamanager with the stub as its teacher; keyword arguments are config fields."""
 
     def make(test_mode="val", **options) -> DistillationDataManager:
         config = student_config.pipeline.datamanager
-        config.teacher = tmp_path / "teacher" / "config.yml"
+        config.teacher = stub_teacher_config(stub_teacher, tmp_path / "teacher")
         for name, value in options.items():
             assert hasattr(config, name)
             setattr(config, name, value)
         return config.setup(device="cpu", test_mode=test_mode, world_size=1, local_rank=0)
 
     torch.manual_seed(0)
-    monkeypatch.setattr(module, "FrozenTeacher", lambda path, device: stub_teacher)
-    monkeypatch.setattr(DistillationDataManager, "_adopt_teacher", lambda self, config: None)
     return make
 
 
@@ -129,8 +126,8 @@ def test_a_smaller_picture_stays_on_its_rays(build, stub_teacher, ball_capture):
     datamanager = build(data=ball_capture, photo_share=1.0, patches_per_batch=30, image_size=(24, 16))
     assert datamanager.size == (16, 24)
     camera = datamanager.train_dataset.metadata["student_camera"]
-    assert (camera["height"], camera["width"]) == (16, 24)
-    assert camera["focal"] == pytest.approx(0.75 * 16 / 0.36)
+    assert (camera.height, camera.width) == (16, 24)
+    assert camera.focal == pytest.approx(0.75 * 16 / 0.36)
     bundle, batch = datamanager.next_train(0)
     origins, directions = pixel_rays(bundle)
     through = (origins * directions).sum(-1)
@@ -174,8 +171,8 @@ def test_the_teacher_renders_within_its_share_of_the_time(build, stub_teacher, m
         counts.append(datamanager.pool.num_added)
         now[0] += 10
         if step == 3:  # an evaluation, which is no training time
-            now[0] += 100
-            datamanager.exclude(100)
+            with datamanager.budget.exclude():
+                now[0] += 100
     # First 2 views, at t = 2: 0.5 t - 2 < 0. t = 12: 0.5 t - 2 = 4, but 2 fill the pool. From t = 24 on the full pool's
     # share counts anew: 0 there, 0.3 * 10 = 3 at t = 34, and 0.3 * 23 - 3 = 3.9, rounded up, at t = 47.
     assert counts == [2, 4, 4, 7, 11]
@@ -197,8 +194,8 @@ def test_statistics(build):
 
 
 def test_the_teacher_is_loaded_once_and_is_no_part_of_the_student(build, stub_teacher, monkeypatch):
-    loads = []
-    monkeypatch.setattr(module, "FrozenTeacher", lambda path, device: loads.append(path) or stub_teacher)
+    loads, setup = [], StubTeacherConfig.setup
+    monkeypatch.setattr(StubTeacherConfig, "setup", lambda self, device: loads.append(device) or setup(self, device))
     datamanager = build()
     datamanager.next_train(0)
     assert datamanager.teacher is stub_teacher and len(loads) == 1
@@ -212,8 +209,8 @@ def test_other_commands_do_not_need_the_teacher(build, monkeypatch, test_mode):
     def never(*arguments):
         raise AssertionError("only ns-train may touch the teacher")
 
-    monkeypatch.setattr(module, "FrozenTeacher", never)
-    monkeypatch.setattr(DistillationDataManager, "_adopt_teacher", never)
+    monkeypatch.setattr(StubTeacherConfig, "setup", never)
+    monkeypatch.setattr(StubTeacherConfig, "find", never)
     datamanager = build(test_mode=test_mode)
     assert datamanager.pool is None and "student_camera" not in datamanager.train_dataset.metadata
 
@@ -236,9 +233,9 @@ def test_near_and_far_enclose_the_ball(build):
     percent of the range.
     """
     camera = build().train_dataset.metadata["student_camera"]
-    assert 2.88 < camera["near"] < 3.2
-    assert 3.6 < camera["far"] < 4.03
-    assert (camera["height"], camera["width"]) == (32, 32) and camera["focal"] == pytest.approx(16 / 0.36)
+    assert 2.88 < camera.near < 3.2
+    assert 3.6 < camera.far < 4.03
+    assert (camera.height, camera.width) == (32, 32) and camera.focal == pytest.approx(16 / 0.36)
 
 
 def test_depth_range_by_hand(stub_teacher):
@@ -264,7 +261,7 @@ def test_a_teacher_that_shows_nothing_is_refused(stub_teacher):
 
 def test_given_near_and_far_are_taken_as_they_are(build, stub_teacher):
     camera = build(near_far=(1.5, 7.0)).train_dataset.metadata["student_camera"]
-    assert (camera["near"], camera["far"]) == (1.5, 7.0) and stub_teacher.probes == 0
+    assert (camera.near, camera.far) == (1.5, 7.0) and stub_teacher.probes == 0
     for wrong in ((0.0, 1.0), (3.0, 2.0)):
         with pytest.raises(UserError, match="--pipeline.datamanager.near-far needs 0 < near < far"):
             build(near_far=wrong)
@@ -428,7 +425,7 @@ def test_on_white_by_hand():
 def test_the_teachers_parser_is_taken_over_unless_one_is_given(tmp_path, capture):
     import copy
 
-    from mobiler2l_ns.method_configs import mobiler2l_small, mobiler2l_teacher_small
+    from mobiler2l_ns.method_configs import mobiler2l_teacher_small
 
     teacher = copy.deepcopy(mobiler2l_teacher_small.config)
     teacher.pipeline.datamanager.dataparser = BlenderDataParserConfig(data=tmp_path / "old", scale_factor=2.0)
@@ -436,10 +433,7 @@ def test_the_teachers_parser_is_taken_over_unless_one_is_given(tmp_path, capture
     path.write_text(yaml.dump(teacher))
 
     def adopt(parser):
-        config = copy.deepcopy(mobiler2l_small.config.pipeline.datamanager)
-        config.data, config.teacher, config.dataparser = capture, path, parser
-        DistillationDataManager._adopt_teacher(SimpleNamespace(device="cpu"), config)
-        return config.dataparser
+        return TeacherConfig(load_config=path).find(capture, parser, "cpu").dataparser
 
     adopted = adopt(NerfstudioDataParserConfig(data=capture))
     assert adopted == BlenderDataParserConfig(data=capture, scale_factor=2.0)

@@ -13,16 +13,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from builders import stub_teacher_config
 from conftest import tiny_student
 from distributed_worker import RecordingTeacher, RecordingTrainer
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.utils import comms
 
-from mobiler2l_ns import datamanager as module
 from mobiler2l_ns.checkpoints import load_model
-from mobiler2l_ns.datamanager import DistillationDataManager, check_patches
+from mobiler2l_ns.data.batches import check_batches
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.teacher.frozen import TeacherConfig
 from mobiler2l_ns.training.distributed import broadcast_from_main, gather, local_share
 
 STEPS = 4
@@ -44,7 +45,7 @@ def write_teacher(capture: Path, folder: Path) -> Path:
 def train_alone(config, weights=None, batches=None) -> RecordingTrainer:
     """Trains in this process, from given weights and on given batches if there are any."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "FrozenTeacher", lambda path, device: RecordingTeacher())
+        patch.setattr(TeacherConfig, "setup", lambda self, device: RecordingTeacher())
         trainer = RecordingTrainer(config)
         trainer.setup()
         if weights is not None:
@@ -93,7 +94,7 @@ def runs(capture, tmp_path_factory) -> SimpleNamespace:
     config.pipeline.model.precision = "fp32"  # bf16 would hide in its rounding what two processes do differently
     config.max_num_iterations, config.pipeline.model.export_when_done = STEPS, False
     options = config.pipeline.datamanager
-    options.teacher = write_teacher(capture, folder / "teacher-0")
+    options.teacher.load_config = write_teacher(capture, folder / "teacher-0")
 
     started = train_alone(copy.deepcopy(config))
     shutil.copytree(started.checkpoint_dir, folder / "alone")
@@ -101,7 +102,7 @@ def runs(capture, tmp_path_factory) -> SimpleNamespace:
     shared = copy.deepcopy(config)
     shared.pipeline.model.export_when_done = True
     options = shared.pipeline.datamanager
-    options.teacher, options.cache_dir = None, folder / "cache"
+    options.teacher.load_config, options.cache_dir = None, folder / "cache"
     options.teacher_share = options.filling_share = 0.9
     options.pool_views, options.initial_views, options.patches_per_batch = 7, 3, 6
     (folder / "config.pickle").write_bytes(pickle.dumps(shared))  # as nerfstudio hands it to its processes
@@ -141,11 +142,10 @@ def test_two_processes_train_as_one(runs):
 
 def test_all_agree_on_what_the_student_is(runs):
     first, second = runs.ranks
-    assert first["camera"].keys() == second["camera"].keys()
-    assert (first["camera"]["near"], first["camera"]["far"]) == (second["camera"]["near"], second["camera"]["far"])
+    assert (first["camera"].near, first["camera"].far) == (second["camera"].near, second["camera"].far)
     assert (first["probes"], second["probes"]) == (24, 0)  # only the main process looked
     assert differences(first["first_weights"], second["first_weights"]) == 0
-    assert float(second["first_weights"]["sampler.near"]) == pytest.approx(first["camera"]["near"])
+    assert float(second["first_weights"]["sampler.near"]) == pytest.approx(first["camera"].near)
     # Each process alone would have found another teacher.
     assert first["teacher"] == second["teacher"] == runs.folder / "teacher-0" / "config.yml"
 
@@ -260,10 +260,10 @@ def test_alone_nothing_is_sent():
     assert broadcast_from_main(lambda: "answer") == "answer" and gather("value") == ["value"]
 
 
-def test_patches_that_do_not_divide_name_their_cure(pretend, capture, tmp_path, monkeypatch):
-    check_patches(25)
-    monkeypatch.setattr(DistillationDataManager, "_adopt_teacher", lambda self, config: None)
+def test_patches_that_do_not_divide_name_their_cure(pretend, capture, tmp_path):
+    check_batches(25, 0.0)
     config = tiny_student(capture, tmp_path).pipeline.datamanager
+    config.teacher = stub_teacher_config(None, tmp_path)
     config.patches_per_batch = 25
     pretend(1, 2)
     with pytest.raises(UserError, match="--pipeline.datamanager.patches-per-batch 25 .* 2 processes: pass 26.$"):

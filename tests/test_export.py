@@ -19,6 +19,7 @@ from nerfstudio.data.scene_box import SceneBox
 
 from mobiler2l_ns import method_configs
 from mobiler2l_ns.cameras import cell_centres, pinhole_cameras, rays_at, student_rays
+from mobiler2l_ns.data.student_camera import StudentCamera
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export import command as export
 from mobiler2l_ns.export import onnx_files, onnx_graph, output_folder, snap_files, verification
@@ -30,7 +31,13 @@ from mobiler2l_ns.student.network import NetworkConfig
 from mobiler2l_ns.student.viewing_range import viewing_range
 
 CAMERA = {"height": 48, "width": 72, "focal": 70.0, "near": 2.0, "far": 5.0}
-UNBOUNDED = {**CAMERA, "far": 200.0, "points": "unbounded", "contraction": ([0.1, -0.2, 0.3], 3.0)}
+UNBOUNDED = {
+    **CAMERA,
+    "far": 200.0,
+    "points": "unbounded",
+    "cube_centre": torch.tensor([0.1, -0.2, 0.3]),
+    "cube_radius": 3.0,
+}
 SMALL = {"depth": 6, "width": 16, "sr_widths": (16, 8, 8)}
 KINDS = {
     "gelu": {},
@@ -53,7 +60,7 @@ def make_student(camera=CAMERA, steepness=0.0, outputs="rgb", **network):
     model = MobileR2LModelConfig(network=NetworkConfig(**{**SMALL, **network}), outputs=outputs).setup(
         scene_box=SceneBox(torch.tensor([[-1.0, -1, -1], [1, 1, 1]])),
         num_train_data=1,
-        metadata={"student_camera": camera},
+        metadata={"student_camera": StudentCamera(**camera)},
     )
     with torch.no_grad():
         for module in model.network.modules():
@@ -94,7 +101,7 @@ def some_poses():
 @torch.no_grad()
 def torch_image(model, c2w):
     """What the student renders in nerfstudio, through nerfstudio's own cameras."""
-    return model.render_rays(*student_rays(nerfstudio_rays(model, c2w)))[0].permute(1, 2, 0).numpy()
+    return model.renderer.render_rays(*student_rays(nerfstudio_rays(model, c2w)))[0].permute(1, 2, 0).numpy()
 
 
 def nerfstudio_rays(model, c2w):
@@ -237,7 +244,7 @@ def test_every_preset_and_activation(method, activation, tmp_path):
     s = config.network.upscale
     camera = {**CAMERA, "height": 2 * s, "width": 3 * s, "focal": 3.0 * s}
     box = SceneBox(torch.tensor([[-1.0, -1, -1], [1, 1, 1]]))
-    model = config.setup(scene_box=box, num_train_data=1, metadata={"student_camera": camera}).eval()
+    model = config.setup(scene_box=box, num_train_data=1, metadata={"student_camera": StudentCamera(**camera)}).eval()
     _, entries = check(model, write_both(model, tmp_path), viewing_range(model).sample(1))
     verification.check_parity(entries, tmp_path)
 

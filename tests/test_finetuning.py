@@ -3,10 +3,10 @@
 from types import SimpleNamespace
 
 import torch
+from builders import stub_teacher_config
 
-from mobiler2l_ns import datamanager as module
+from mobiler2l_ns.cameras import pinhole_cameras
 from mobiler2l_ns.data.photos import PhotoSet
-from mobiler2l_ns.datamanager import DistillationDataManager
 from mobiler2l_ns.training.finetuning import FineTuning, FineTuningConfig
 
 
@@ -66,11 +66,9 @@ def test_short_runs_keep_three_quarters_for_the_teacher():
     assert FineTuningConfig(steps=500).steps_of(2) == 0
 
 
-def test_held_out_photos_are_in_no_batch(student_config, stub_teacher, monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "FrozenTeacher", lambda path, device: stub_teacher)
-    monkeypatch.setattr(DistillationDataManager, "_adopt_teacher", lambda self, config: False)
+def test_held_out_photos_are_in_no_batch(student_config, stub_teacher, tmp_path):
     config = student_config.pipeline.datamanager
-    config.teacher, config.validation_photos, config.photo_share = tmp_path / "config.yml", 3, 1.0
+    config.teacher, config.validation_photos, config.photo_share = stub_teacher_config(stub_teacher, tmp_path), 3, 1.0
     config.patches_per_batch, config.patch_cells = 64, None
     manager = config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
     assert (len(manager.photos), len(manager.validation)) == (5, 3)
@@ -83,7 +81,7 @@ def test_held_out_photos_are_in_no_batch(student_config, stub_teacher, monkeypat
 
 def test_photos_are_split_evenly():
     images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 8, 8, 3)
-    cameras = module.pinhole_cameras(torch.eye(4)[None, :3].repeat(10, 1, 1), 8.0, 8, 8)
+    cameras = pinhole_cameras(torch.eye(4)[None, :3].repeat(10, 1, 1), 8.0, 8, 8)
     rest, held_out = PhotoSet(images, cameras, 8).hold_out(2)
     assert held_out.images[:, 0, 0, 0].tolist() == [3, 6]
     assert rest.images[:, 0, 0, 0].tolist() == [0, 1, 2, 4, 5, 7, 8, 9]

@@ -156,10 +156,10 @@ def check_against_the_ball(bundle, batch, stub, camera) -> None:
     origins, directions = (part[:m] for part in pixel_rays(bundle))
     z = stub.depths(origins, directions)
     assert ((batch["alpha"] - (z > 0).float()).abs() < 0.01).float().mean() > 0.999  # a ray along the rim may differ
-    near, far = camera["near"], camera["far"]
+    near = camera.near
     m = len(batch["depth"])
     z, known = z[:m], (z[:m] > near + 0.01) & (batch["alpha"][:m] > 0)
-    part = DepthRange(near, far, camera["points"] == "unbounded").normalize(z)
+    part = camera.depths.normalize(z)
     error = (batch["depth"] - part.clamp(0, 1))[known].abs()
     assert known.any() and (error < 0.51 * BYTE + 1e-4).float().mean() > 0.999
     assert (batch["depth"][z == 0] == 0).float().mean() > 0.999
@@ -295,7 +295,7 @@ def test_resizing_does_not_mix_depth_with_the_background(monkeypatch):
     picture = torch.full((1, 5, 32, 48), 0.5)
     picture[:, 3, :, :25], picture[:, 3, :, 25:] = 1.0, 1e-4
     picture[:, 4, :, :25], picture[:, 4, :, 25:] = 0.25, 1.0
-    monkeypatch.setattr(model, "render_rays", lambda *arguments: picture.clone())
+    monkeypatch.setattr(model.renderer, "render_rays", lambda *arguments: picture.clone())
     camera = camera_at(4.0, focal=30.0, height=16, width=24)  # half the trained size
     outputs = model.get_outputs_for_camera(camera)
     blended = (outputs["accumulation"] > 0.01) & (outputs["accumulation"] < 0.99)
@@ -372,5 +372,5 @@ def test_the_network_follows_the_outputs(outputs):
     other.load_state_dict(model.state_dict())
     rays = student_rays(student_view(camera_at(4.0), model.focal, model.upscale).rays)
     with torch.no_grad():
-        assert model.render_rays(*rays).shape == (1, len(outputs), 32, 48)
-        assert torch.equal(model.render_rays(*rays), other.render_rays(*rays))
+        assert model.renderer.render_rays(*rays).shape == (1, len(outputs), 32, 48)
+        assert torch.equal(model.renderer.render_rays(*rays), other.renderer.render_rays(*rays))

@@ -106,7 +106,7 @@ def test_a_batch_ends_with_hard_patches_of_the_batches_before(build, photo_share
     for step in range(1, 4):
         bundle, batch = datamanager.next_train(step)
         assert bundle.shape == (10, 2, 2) and batch["image"].shape == (10, 16, 16, 3)
-        assert datamanager.last_batch[1] == 7
+        assert datamanager.mixer._last[1] == 7
         for row, patch in zip(rows(bundle)[7:], batch["image"][7:]):
             assert torch.equal(patch, hard[row])
     assert datamanager.get_train_rays_per_batch() == 10 * 16 * 16
@@ -119,7 +119,7 @@ def test_a_patch_that_was_drawn_again_does_not_enter_again(build):
     datamanager.add_hard_patches(torch.zeros(10))
     bundle, _ = datamanager.next_train(1)
     datamanager.add_hard_patches(torch.tensor([0.0, 0.1, 0.2, 0.3, 0, 0, 0, 1, 1, 1]))
-    stored = datamanager.hard_patches._stored[1][3:6, 0, 0]
+    stored = datamanager.mixer.hard_patches._stored[1][3:6, 0, 0]
     assert {tuple(origin) for origin in stored.tolist()} == {tuple(row[:3]) for row in rows(bundle)[1:4]}
 
 
@@ -130,7 +130,7 @@ def test_the_pipeline_hands_over_each_patches_error(build, monkeypatch):
     outputs, losses, metrics = pipeline.get_train_loss_dict(0)
     assert heard[0].shape == (10,) and not heard[0].requires_grad
     torch.testing.assert_close(heard[0].mean(), losses["rgb_loss"].detach())
-    patches, num_new = pipeline.datamanager.last_batch
+    patches, num_new = pipeline.datamanager.mixer._last
     assert num_new == 10 and "psnr" in metrics
     by_hand = [float(((outputs["rgb"][b] - patches.pixels[b]) ** 2).mean()) for b in range(10)]
     assert heard[0].tolist() == pytest.approx(by_hand)
@@ -140,7 +140,7 @@ def test_hard_patches_fill_up_while_training(build):
     pipeline = build(hard_share=0.2)
     for step in range(3):
         pipeline.get_train_loss_dict(step)
-    hard = pipeline.datamanager.hard_patches
+    hard = pipeline.datamanager.mixer.hard_patches
     assert (len(hard), hard.count, hard.capacity) == (6, 2, 200)
     # 200 patches of 16*16*3 bytes and 2*2 rays of 8 floats, beside 4 views and 8 photos.
     assert hard.nbytes == 200 * (768 + 128)
@@ -151,9 +151,9 @@ def test_without_a_share_nothing_is_kept(build):
     pipeline = build(hard_share=0.0)
     for step in range(2):
         pipeline.get_train_loss_dict(step)
-    assert pipeline.datamanager.hard_patches is None and pipeline.datamanager.last_batch is None
+    assert pipeline.datamanager.mixer.hard_patches is None and pipeline.datamanager.mixer._last is None
     pipeline.datamanager.add_hard_patches(torch.ones(10))
-    assert pipeline.datamanager.hard_patches is None
+    assert pipeline.datamanager.mixer.hard_patches is None
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])

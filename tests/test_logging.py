@@ -3,18 +3,16 @@
 import contextlib
 import io
 import re
-import time
 
 import numpy as np
 import pytest
 import torch
+from builders import stub_teacher_config
 from nerfstudio.configs import base_config
 from nerfstudio.utils import writer
 from PIL import Image
 from rich.console import Console
 
-from mobiler2l_ns import datamanager as module
-from mobiler2l_ns.datamanager import DistillationDataManager
 from mobiler2l_ns.training import progress
 from mobiler2l_ns.training.metrics import error_map, psnr
 
@@ -29,8 +27,6 @@ def train(student_config, stub_teacher, monkeypatch, tmp_path):
     """
     from nerfstudio.scripts.train import train_loop
 
-    monkeypatch.setattr(module, "FrozenTeacher", lambda path, device: stub_teacher)
-    monkeypatch.setattr(DistillationDataManager, "_adopt_teacher", lambda self, config: False)
     monkeypatch.setattr(writer, "EVENT_WRITERS", [])  # nerfstudio keeps them, and those of other tests, for good
     monkeypatch.setattr(writer, "EVENT_STORAGE", [])
 
@@ -38,7 +34,7 @@ def train(student_config, stub_teacher, monkeypatch, tmp_path):
         config = student_config
         config.vis, config.max_num_iterations = vis, 12
         config.steps_per_eval_batch = config.steps_per_eval_image = config.steps_per_eval_all_images = 10
-        config.pipeline.datamanager.teacher = tmp_path / "teacher" / "config.yml"
+        config.pipeline.datamanager.teacher = stub_teacher_config(stub_teacher, tmp_path / "teacher")
         config.pipeline.model.export_when_done = False
         config.pipeline.finetuning.validation_photos = 2
         train_loop(0, 1, config)
@@ -171,9 +167,9 @@ def test_a_large_photo_is_rendered_at_the_students_size(build_pipeline, stub_tea
     """Half the photo's size, then enlarged: the ball is where it was, but for its rim."""
     manager = build_pipeline(image_size=(16, 16)).datamanager
     camera, _ = manager.next_eval_image(0)
-    ((index, small),) = manager.teacher_views.items()
+    ((index, small),) = manager.teacher_views.views.items()
     assert small.shape == (16, 16, 3)
-    large = manager._teacher_view(index, camera)
+    large = manager.teacher_views.render(index, camera)
     assert large.shape == (32, 32, 3)
     difference = (large - stub_teacher.render(camera)).abs().amax(dim=-1)
     assert difference.median() < 0.05 and (difference > 0.2).float().mean() < 0.15
@@ -195,9 +191,10 @@ def test_evaluations_cost_the_teacher_nothing(build_pipeline, stub_teacher, monk
     manager = pipeline.datamanager
     manager.validation = manager.photos
     manager.next_train(0)
-    now = [manager.started + 50.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    before = manager.statistics()["share_of_training_time"], manager._views_due()
+    start = manager.budget.clock()
+    now = [start + 50.0]
+    manager.budget.clock = lambda: now[0]
+    before = manager.statistics()["share_of_training_time"], manager.budget.views_due(2, 4)
     forward = type(pipeline.model).render_rays
 
     def slow(self, *arguments, **options):
@@ -207,8 +204,8 @@ def test_evaluations_cost_the_teacher_nothing(build_pipeline, stub_teacher, monk
     monkeypatch.setattr(type(pipeline.model), "render_rays", slow)
     with torch.no_grad():
         getattr(pipeline, evaluate)(*([0] if evaluate.startswith("get_eval") else []))
-    assert now[0] >= manager.started - 50 + 100
-    assert (manager.statistics()["share_of_training_time"], manager._views_due()) == before
+    assert now[0] >= start + 50 + 100
+    assert (manager.statistics()["share_of_training_time"], manager.budget.views_due(2, 4)) == before
 
 
 # -- the screen -----------------------------------------------------------------------------------------------------

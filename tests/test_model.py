@@ -6,26 +6,29 @@ from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox, SceneBox
 from nerfstudio.model_components.renderers import background_color_override_context
 
-from mobiler2l_ns.cameras import pinhole_cameras, student_rays, student_view
+from mobiler2l_ns.cameras import pinhole_cameras, ray_lengths, student_rays, student_view
+from mobiler2l_ns.data.student_camera import StudentCamera
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.geometry import look_at
 from mobiler2l_ns.model import MobileR2LModelConfig
 from mobiler2l_ns.student.network import NetworkConfig
 
 CAMERA = {"height": 32, "width": 48, "focal": 60.0, "near": 3.0, "far": 5.0}
-ORBIT = {"focus": torch.zeros(3), "focus_depths": [3.8, 4.2]}
+ORBIT = {"focus": torch.zeros(3), "focus_depths": (3.8, 4.2)}
 
 
 R2L = NetworkConfig(depth=4, width=8, sr_widths=(), sr_strides=(), activation="relu")
 
 
-def make_model(network=None, outputs="rgb", **metadata):
+def make_model(network=None, outputs="rgb", **camera):
     """A small random student for 48 x 32 pixels."""
     torch.manual_seed(0)
     network = network or NetworkConfig(depth=4, width=8, sr_widths=(8, 8, 4))
     config = MobileR2LModelConfig(network=network, outputs=outputs, jitter_points=True)
     box = SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3]))
-    return config.setup(scene_box=box, num_train_data=1, metadata={"student_camera": {**CAMERA, **metadata}}).eval()
+    return config.setup(
+        scene_box=box, num_train_data=1, metadata={"student_camera": StudentCamera(**{**CAMERA, **camera})}
+    ).eval()
 
 
 def camera_at(distance: float, focal: float = 60.0, height: int = 32, width: int = 48):
@@ -48,7 +51,7 @@ def test_the_trained_camera_is_rendered_without_resampling():
     model, camera = make_model(**ORBIT), camera_at(4.0)
     rays = student_rays(student_view(camera, 60.0, 8).rays)
     with torch.no_grad():
-        direct = model.render_rays(*rays)[0].permute(1, 2, 0)
+        direct = model.renderer.render_rays(*rays)[0].permute(1, 2, 0)
     assert torch.equal(model.get_outputs_for_camera(camera)["rgb"], direct)
 
 
@@ -58,20 +61,20 @@ def test_r2l_renders_each_ray_by_itself(monkeypatch):
     rays = student_rays(student_view(camera, 60.0, 1).rays)
     assert rays[1].shape == (1, 32, 48, 3)
     with torch.no_grad():
-        whole = model._render_grid(*rays, None)
+        whole = model.renderer._render_grid(*rays, None)
         passes = []
         model.network.register_forward_hook(lambda module, inputs, output: passes.append(output[0, 0].numel()))
-        monkeypatch.setattr("mobiler2l_ns.model.MAX_RAYS", 500)
-        torch.testing.assert_close(model.render_rays(*rays), whole)
+        monkeypatch.setattr("mobiler2l_ns.student.renderer.MAX_RAYS", 500)
+        torch.testing.assert_close(model.renderer.render_rays(*rays), whole)
         assert passes == [500, 500, 500, 36]
         patches = [part.reshape(12, 16, 8, 3) for part in rays]  # any 12 patches of 16 x 8 rays
         torch.testing.assert_close(
-            model.render_rays(*patches).permute(0, 2, 3, 1).reshape(32, 48, 3), whole[0].permute(1, 2, 0)
+            model.renderer.render_rays(*patches).permute(0, 2, 3, 1).reshape(32, 48, 3), whole[0].permute(1, 2, 0)
         )
     picture = model.get_outputs_for_camera(camera)["rgb"]
     torch.testing.assert_close(picture, whole[0].permute(1, 2, 0))
     passes.clear()
-    assert model.train().render_rays(*patches).shape == (12, 3, 16, 8) and passes == [32 * 48]
+    assert model.train().renderer.render_rays(*patches).shape == (12, 3, 16, 8) and passes == [32 * 48]
 
 
 @pytest.mark.parametrize(
@@ -80,14 +83,14 @@ def test_r2l_renders_each_ray_by_itself(monkeypatch):
 )
 def test_zoom_by_hand(distance, shift, magnification):
     # The focus lies `distance` in front of the camera; the shell's nearest and farthest camera have it at 3.8 and 4.2.
-    found = make_model(**ORBIT).zoom(camera_at(distance).camera_to_worlds[0])
+    found = make_model(**ORBIT).coverage.zoom(camera_at(distance).camera_to_worlds[0])
     assert float(found[0]) == pytest.approx(shift, abs=1e-5)
     assert found[1] == pytest.approx(magnification, abs=1e-5)
 
 
 def test_zooming_in_keeps_the_points_where_they_were_trained():
     model, near, shell = make_model(**ORBIT), camera_at(1.0), camera_at(3.8)
-    shift, _ = model.zoom(near.camera_to_worlds[0])
+    shift, _ = model.coverage.zoom(near.camera_to_worlds[0])
     axis = -near.camera_to_worlds[0, :, 2]
     moved = model.sampler.points(near.camera_to_worlds[0, :, 3], axis, model.sampler.depths + shift)
     trained = model.sampler.points(shell.camera_to_worlds[0, :, 3], axis)
@@ -95,7 +98,7 @@ def test_zooming_in_keeps_the_points_where_they_were_trained():
 
 
 def test_a_path_student_does_not_zoom():
-    shift, magnification = make_model().zoom(camera_at(1.0).camera_to_worlds[0])
+    shift, magnification = make_model().coverage.zoom(camera_at(1.0).camera_to_worlds[0])
     assert float(shift) == 0 and magnification == 1
 
 
@@ -103,20 +106,21 @@ def test_camera_and_focus_travel_with_the_weights():
     model, other = make_model(**ORBIT), make_model(near=1.0, far=9.0, focal=10.0)
     other.load_state_dict(model.state_dict())
     assert other.size == (32, 48) and other.focal == pytest.approx(60.0)
-    assert other.focus_depths.tolist() == pytest.approx([3.8, 4.2])
+    assert other.coverage.focus_depths.tolist() == pytest.approx([3.8, 4.2])
 
 
 def test_an_unbounded_student_is_reloaded_from_its_config_alone():
     """What auto resolved to is in the config; one from before there was a choice is bounded."""
-    model = make_model(outputs="rgbad", points="unbounded", contraction=((1.0, 2.0, 3.0), 0.5))
+    model = make_model(outputs="rgbad", points="unbounded", cube_centre=torch.tensor([1.0, 2.0, 3.0]), cube_radius=0.5)
     assert model.config.points == "unbounded"
     box = SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3]))
     again = model.config.setup(scene_box=box, num_train_data=1, metadata={})
     again.load_state_dict(model.state_dict())
     assert again.sampler.centre.tolist() == [1, 2, 3] and float(again.sampler.radius) == 0.5
     # Half-way from 1/3 to 1/5 in 1/z is 4/15.
-    torch.testing.assert_close(again._distance(torch.full((32, 48, 1), 0.5), camera_at(4.0), torch.zeros(()))[16, 24],
-                               torch.tensor([15 / 4]), atol=1e-3, rtol=0)  # fmt: skip
+    half = torch.full((32, 48, 1), 0.5)
+    distance = again.renderer._distance(half, ray_lengths(camera_at(4.0)), torch.zeros(()))
+    torch.testing.assert_close(distance[16, 24], torch.tensor([15 / 4]), atol=1e-3, rtol=0)
     old = MobileR2LModelConfig(network=model.config.network)
     assert old.setup(scene_box=box, num_train_data=1, metadata={}).config.points == "bounded"
 

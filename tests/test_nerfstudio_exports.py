@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from builders import stub_teacher_config
 from commands import run
 from conftest import StubTeacher, tiny_student
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from test_model import camera_at
 
-from mobiler2l_ns import datamanager as module
 from mobiler2l_ns.cameras import bundle_camera, student_view
 from mobiler2l_ns.compat import check_command
 from mobiler2l_ns.errors import UserError
@@ -32,15 +32,12 @@ def ball_run(capture, tmp_path_factory):
     manager = config.pipeline.datamanager
     manager.photo_share, manager.pool_views, manager.initial_views = 0.0, 60, 60
     manager.patches_per_batch, manager.patch_cells = 16, None
-    manager.teacher = folder / "teacher" / "config.yml"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "FrozenTeacher", lambda path, device: StubTeacher())
-        patch.setattr(module.DistillationDataManager, "_adopt_teacher", lambda self, config: None)
-        torch.manual_seed(0)
-        config.save_config()
-        trainer = config.setup(local_rank=0, world_size=1)
-        trainer.setup()
-        trainer.train()
+    manager.teacher = stub_teacher_config(StubTeacher(), folder / "teacher")
+    torch.manual_seed(0)
+    config.save_config()
+    trainer = config.setup(local_rank=0, world_size=1)
+    trainer.setup()
+    trainer.train()
     return config.get_base_dir() / "config.yml"
 
 

@@ -24,8 +24,9 @@ from mobiler2l_ns.export.snap_files import (
     write_snap_files,
 )
 from mobiler2l_ns.geometry import look_at
+from mobiler2l_ns.student.coverage import NUM_VIEWPOINTS
 from mobiler2l_ns.student.network import MobileR2LNetwork, NetworkConfig, count_parameters
-from mobiler2l_ns.student.viewing_range import NUM_VIEWPOINTS, fit_range, viewing_range
+from mobiler2l_ns.student.viewing_range import fit_range, viewing_range
 
 GUIDE = Path(__file__).parents[1] / "docs" / "lens-studio.md"
 NOT_ON_NPU = {"Sampler.onnx": ["Mul", "Slice", "Transpose"], "Embedder.onnx": ["Add", "Cos", "Mul", "Sin"]}
@@ -178,7 +179,7 @@ def test_the_guide_has_this_table():
 def with_viewpoints(c2w):
     """A student that was trained with these cameras."""
     model = make_student()
-    model.viewpoints.copy_(c2w[torch.linspace(0, len(c2w) - 1, NUM_VIEWPOINTS).round().long()])
+    model.coverage.viewpoints.copy_(c2w[torch.linspace(0, len(c2w) - 1, NUM_VIEWPOINTS).round().long()])
     return model
 
 

@@ -28,11 +28,10 @@ from test_checkpoints import BOX, TINY, one_sentence, save_run
 from mobiler2l_ns.cameras import crop_camera, pinhole_cameras, ray_lengths
 from mobiler2l_ns.checkpoints import load_model
 from mobiler2l_ns.compat import without_lpips_download
-from mobiler2l_ns.datamanager import DistillationDataManager
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export import comparison
 from mobiler2l_ns.teacher import kinds as teacher_kinds
-from mobiler2l_ns.teacher.frozen import FrozenTeacher
+from mobiler2l_ns.teacher.frozen import FrozenTeacher, TeacherConfig
 from mobiler2l_ns.teacher.ngp import NGPTeacherModelConfig
 from mobiler2l_ns.teacher.splat import SplatTeacherModelConfig
 
@@ -300,15 +299,14 @@ def test_moved_cameras_are_said_aloud(tmp_path, capsys):
     assert "moved its cameras by 0.1 units and 1.1 degrees on average" in printed and "photo-share" in printed
 
 
-def test_the_points_that_splats_start_from_stay_with_them(student_config, tmp_path, as_if_cuda):  # noqa: F811
+def test_the_points_that_splats_start_from_stay_with_them(tmp_path, as_if_cuda):  # noqa: F811
     """nerfstudio's parser may ask at the terminal whether to make them."""
     config = copy.deepcopy(mobiler2l_teacher_splat.config)
     config.pipeline.datamanager.dataparser.scale_factor = 2.0
     (tmp_path / "config.yml").write_text(yaml.dump(config))
-    datamanager = student_config.pipeline.datamanager
-    datamanager.teacher, datamanager.dataparser = tmp_path / "config.yml", NerfstudioDataParserConfig()
-    DistillationDataManager._adopt_teacher(SimpleNamespace(device="cpu"), datamanager)
-    assert datamanager.dataparser.scale_factor == 2.0 and not datamanager.dataparser.load_3D_points
+    teacher = TeacherConfig(load_config=tmp_path / "config.yml")
+    dataparser = teacher.find(tmp_path, NerfstudioDataParserConfig(), "cpu").dataparser
+    assert dataparser.scale_factor == 2.0 and not dataparser.load_3D_points
 
 
 # -- refused --------------------------------------------------------------------------------------------------------
@@ -332,7 +330,7 @@ def test_runs_that_cannot_teach_here(model, method, reason, student_config, tmp_
     path = tmp_path / "config.yml"
     path.write_text(yaml.dump(config))
     datamanager = student_config.pipeline.datamanager
-    datamanager.teacher, datamanager.data = path, tmp_path / "nothing"
+    datamanager.teacher.load_config, datamanager.data = path, tmp_path / "nothing"
     with pytest.raises(UserError, match=reason) as caught:
         datamanager.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
     assert f"{path} was trained with {method}" in one_sentence(caught)

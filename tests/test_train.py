@@ -18,13 +18,14 @@ from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManage
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from PIL import Image
 
+from mobiler2l_ns import datamanager
 from mobiler2l_ns.cameras import pinhole_cameras
 from mobiler2l_ns.checkpoints import checkpoint_paths, load_model, read_config
 from mobiler2l_ns.compat import without_lpips_download
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.command import ExportMobileR2L
 from mobiler2l_ns.runtime import Renderer
-from mobiler2l_ns.teacher.frozen import FrozenTeacher
+from mobiler2l_ns.teacher.frozen import FrozenTeacher, TeacherConfig
 from mobiler2l_ns.training.metrics import psnr
 
 if sys.version_info >= (3, 11):
@@ -57,7 +58,7 @@ def installed_methods() -> dict:
 
 def two_steps(
     method: str, data: Path, outputs: Path, load_dir=None, load_checkpoint=None, student="rgb", model=None,
-    **datamanager,
+    teacher=None, search_dir=Path("outputs"), **datamanager,
 ) -> Path:  # fmt: skip
     """Trains a method, ours or nerfstudio's, for two steps on a CPU and returns the run's config.yml."""
     from nerfstudio.configs.method_configs import all_methods
@@ -72,6 +73,7 @@ def two_steps(
     config.pipeline.datamanager.dataparser = BlenderDataParserConfig()
     if method in STUDENTS:
         config.pipeline.model.outputs = student
+        config.pipeline.datamanager.teacher = TeacherConfig(load_config=teacher, search_dir=search_dir)
         datamanager = {"pool_views": 3, "initial_views": 2, "patches_per_batch": 8, **datamanager}
     else:
         config.pipeline.datamanager.train_num_rays_per_batch = 64
@@ -140,10 +142,10 @@ def test_a_student_of_any_teacher(method, capture, tmp_path, as_if_cuda, monkeyp
         torch.load(checkpoint, map_location="cpu", weights_only=True)
     config_path = two_steps(
         "mobiler2l-small", capture, tmp_path, student="rgbad", model={"export_when_done": False},
-        teacher_search_dir=tmp_path, near_far=(2.0, 6.0),
+        search_dir=tmp_path, near_far=(2.0, 6.0),
     )  # fmt: skip
     config = read_config(config_path).pipeline.datamanager
-    assert config.teacher == teacher.resolve() and isinstance(config.dataparser, BlenderDataParserConfig)
+    assert config.teacher.load_config == teacher.resolve() and isinstance(config.dataparser, BlenderDataParserConfig)
     model, _ = load_model(config_path, "cpu")
     c2w = torch.eye(4)[None, :3].clone()
     c2w[0, 2, 3] = 4.0
@@ -157,10 +159,10 @@ def test_a_student_of_any_teacher(method, capture, tmp_path, as_if_cuda, monkeyp
 @pytest.mark.parametrize(("method", "student"), [*((m, "rgb") for m in STUDENTS), ("mobiler2l-small", "rgbad")])
 def test_student_trains_exports_and_reloads(method, student, capture, outputs, teacher_run):
     # The newest teacher run on the same data is found without being named.
-    config_path = two_steps(method, capture, outputs, student=student, teacher_search_dir=outputs)
+    config_path = two_steps(method, capture, outputs, student=student, search_dir=outputs)
     config = read_config(config_path)
-    assert Path(config.pipeline.datamanager.teacher).name == "config.yml"
-    assert "teacher" in config.pipeline.datamanager.teacher.parent.name
+    assert config.pipeline.datamanager.teacher.load_config.name == "config.yml"
+    assert "teacher" in config.pipeline.datamanager.teacher.load_config.parent.name
     model, step = load_model(config_path, "cpu")
     assert step == 1 and model.size == (32, 32)
     assert model.config.outputs == student
@@ -180,7 +182,7 @@ def test_student_trains_exports_and_reloads(method, student, capture, outputs, t
     with torch.no_grad():
         h, w = model.sampler.grid.tolist()
         rays_d = (model.sampler.directions() @ c2w[:, :3].T).view(1, h, w, 3)
-        image = model.render_rays(c2w[:, 3].expand_as(rays_d), rays_d)[0, :3].permute(1, 2, 0)
+        image = model.renderer.render_rays(c2w[:, 3].expand_as(rays_d), rays_d)[0, :3].permute(1, 2, 0)
     assert psnr(torch.from_numpy(Renderer(folder, num_threads=1).render(c2w.numpy())), image) > 70
 
 
@@ -197,7 +199,7 @@ def test_missing_teacher_names_the_file(capture, outputs):
 
 def test_no_teacher_for_the_data_says_how_to_train_one(capture, tmp_path):
     with pytest.raises(UserError, match="ns-train mobiler2l-teacher"):
-        two_steps("mobiler2l-small", capture, tmp_path, teacher_search_dir=tmp_path)
+        two_steps("mobiler2l-small", capture, tmp_path, search_dir=tmp_path)
 
 
 def test_size_not_divisible_names_the_cure(capture, outputs, teacher_run):
@@ -229,7 +231,7 @@ def test_an_unbounded_student_of_twelve_pixels_a_ray(capture, tmp_path, teacher_
     targets = ("onnx", "snap", "web", *(("coreml",) if importlib.util.find_spec("coremltools") else ()))
     report = ExportMobileR2L(config_path, tmp_path / "files", targets, outputs="rgbad", num_views=0).export()
     assert max(report["parity"]["max_abs"].values()) <= 2e-4
-    c2w = model.viewpoints[5]
+    c2w = model.coverage.viewpoints[5]
     shown = Renderer(tmp_path / "files", num_threads=1).render_all(c2w.numpy())
     assert psnr(torch.from_numpy(shown["rgb"]), model.render_pose(c2w)) > 70
     assert model.sampler.near <= shown["depth"].min() and shown["depth"].max() <= model.sampler.far
@@ -265,8 +267,6 @@ def test_a_capture_that_was_moved_keeps_its_teacher(capture, outputs, teacher_ru
         key = tuple(camera.camera_to_worlds.flatten().tolist())
         return photos.get(key, torch.zeros(int(camera.height), int(camera.width), 3))
 
-    from mobiler2l_ns import datamanager
-
     load = datamanager.load_photos
 
     def remember(*arguments, **options):
@@ -277,5 +277,5 @@ def test_a_capture_that_was_moved_keeps_its_teacher(capture, outputs, teacher_ru
         return found
 
     monkeypatch.setattr(datamanager, "load_photos", remember)
-    monkeypatch.setattr(datamanager.FrozenTeacher, "render", render_as_the_photos_are)
+    monkeypatch.setattr(FrozenTeacher, "render", render_as_the_photos_are)
     assert two_steps("mobiler2l-small", moved, outputs, teacher=teacher_run).is_file()

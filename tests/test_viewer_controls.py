@@ -238,10 +238,10 @@ def test_ball_window_holds_every_ray_that_meets_the_ball(aim):
 
 def orbit_model(*channels):
     """Grey, opaque and in the middle of its planes; its cameras are 4 from the focus, and see 2.4 far beside it."""
-    model = constant_model(*channels, focus=torch.zeros(3), focus_depths=[3.8, 4.2])
+    model = constant_model(*channels, focus=torch.zeros(3), focus_depths=(3.8, 4.2))
     # 48 x 32 pixels at focal 60: to the side rays are up to atan(24 / 60) from the axis, so 1.4856 from the focus,
     # upwards up to atan(16 / 60) and 1.0307.
-    model.viewpoints.copy_(look(4.0).expand(32, 3, 4))
+    model.coverage.viewpoints.copy_(look(4.0).expand(32, 3, 4))
     return model
 
 
@@ -263,7 +263,7 @@ def test_what_no_training_picture_contained_is_background(channels):
 def test_cameras_of_the_training_see_what_they_saw():
     model, camera = orbit_model(0.5, 0.5, 0.5, 0.9, 0.5), camera_at(4.0)
     outputs = model.get_outputs_for_camera(camera)
-    model.viewpoints.zero_()  # a student that does not know
+    model.coverage.viewpoints.zero_()  # a student that does not know
     for name, value in model.get_outputs_for_camera(camera).items():
         assert torch.equal(outputs[name], value)
 
@@ -296,39 +296,39 @@ def test_what_the_viewer_finds(build_pipeline, run_folder):
     found = [path for path, _ in parse_object(pipeline, ViewerElement, "Custom Elements")]
     assert found == [
         "Custom Elements/comparison/message",
-        *(f"Custom Elements/datamanager/stream/{name}" for name in
-          ("figures", "filling_share", "photo_share", "teacher_share")),
         *(f"Custom Elements/export/{name}" for name in ("destination", "export", "outcome")),
+        *(f"Custom Elements/stream/{name}" for name in
+          ("figures", "filling_share", "photo_share", "teacher_share")),
     ]  # fmt: skip
-    assert not any(name.startswith(("export", "comparison", "datamanager")) for name in pipeline.state_dict())
+    assert not any(name.startswith(("export", "comparison", "stream", "datamanager")) for name in pipeline.state_dict())
 
 
 def test_a_student_without_photos_has_no_slider_for_them(build_pipeline):
     datamanager = build_pipeline().datamanager
     datamanager.photos = None
-    assert datamanager._changeable_shares() == {"filling_share": 0.0, "teacher_share": 0.0}
+    assert datamanager.changeable_shares() == {"filling_share": 0.0, "teacher_share": 0.0}
 
 
 def test_several_processes_have_no_sliders(build_pipeline, monkeypatch):
     datamanager = build_pipeline().datamanager
     monkeypatch.setattr("nerfstudio.utils.comms.get_world_size", lambda: 2)
-    assert datamanager._changeable_shares() == {}
+    assert datamanager.changeable_shares() == {}
 
 
 def test_figures_of_the_pool(build_pipeline, run_folder, monkeypatch):
     """A clock that stands still but for 10 s a step; views are rendered before steps 1 and 3."""
     pipeline = build_pipeline(photo_share=0.25, tile_cells=2)
     datamanager = pipeline.datamanager
-    (callback,) = (c for c in datamanager.get_training_callbacks(None))
-    assert callback.update_every_num_iters == 50
+    attributes = SimpleNamespace(trainer=SimpleNamespace(base_dir=run_folder))
+    (callback,) = (c for c in pipeline.get_training_callbacks(attributes) if c.update_every_num_iters == 50)
     callback.func(0)  # without a viewer
     with OpenViewer(pipeline, run_folder):
         datamanager.next_train(0)
         datamanager.next_train(1)
         datamanager.next_train(2)
-        datamanager._render_view()
+        datamanager.view_stream.render_view(0)
         callback.func(2)
-        lines = datamanager.stream.figures.gui_handle.content.split("  \n")
+        lines = pipeline.stream.figures.gui_handle.content.split("  \n")
     share = lines.pop(2)
     # Two views of step 1 and one of step 3, looked at in step 3: 4/3 steps.
     assert lines == [
@@ -343,7 +343,7 @@ def test_mean_age_by_hand(build_pipeline):
     ages = []
     for step in range(5):
         datamanager.next_train(step)
-        datamanager._render_view()
+        datamanager.view_stream.render_view(0)
         ages.append(datamanager.progress()["pool_age"])
     # Rendered in steps 1 1 1, then 2 and so on: (1+1+1)/3, (1+1+1+2)/4, (1+1+2+3)/4, (1+2+3+4)/4, (2+3+4+5)/4.
     assert ages == pytest.approx([0.0, 0.75, 1.25, 1.5, 1.5])
@@ -355,7 +355,7 @@ def test_sliders_change_the_next_batch(build_pipeline, run_folder, stub_teacher)
     sample = datamanager.photos.sample
     datamanager.photos.sample = lambda count, *size: photos.append(count) or sample(count, *size)
     with OpenViewer(pipeline, run_folder):
-        stream = datamanager.stream
+        stream = pipeline.stream
         datamanager.next_train(0)
         stream.photo_share.gui_handle.value = 0.25
         wait_for(lambda: datamanager.photo_share == 0.25)
@@ -369,15 +369,16 @@ def test_a_larger_teacher_share_counts_from_now(build_pipeline, stub_teacher, mo
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     render = stub_teacher.render
     monkeypatch.setattr(stub_teacher, "render", lambda camera: (now.__setitem__(0, now[0] + 1), render(camera))[1])
-    datamanager = build_pipeline(pool_views=50).datamanager
+    pipeline = build_pipeline(pool_views=50)
+    datamanager = pipeline.datamanager
     datamanager.next_train(0)
     now[0] += 10000
-    datamanager.stream.filling_share.cb_hook(type("Slider", (), {"value": 0.5}))
+    pipeline.stream.filling_share.cb_hook(type("Slider", (), {"value": 0.5}))
     datamanager.next_train(1)
-    assert datamanager.views_rendered == 2
+    assert datamanager.budget.views_rendered == 2
     now[0] += 4
     datamanager.next_train(2)
-    assert datamanager.views_rendered == 4
+    assert datamanager.budget.views_rendered == 4
 
 
 # -- export -----------------------------------------------------------------------------------------------------------
@@ -464,17 +465,18 @@ def test_the_viewer_opens_where_the_photos_were_taken():
 # -- the pause button -------------------------------------------------------------------------------------------------
 
 
-def test_a_pause_is_no_time_for_the_teacher(build_pipeline, monkeypatch):
+def test_a_pause_is_no_time_for_the_teacher(build_pipeline):
     """Ten minutes of rest are not owed by the teacher afterwards; without leaving them out it would fill the pool."""
     trainer = DistillationTrainer.__new__(DistillationTrainer)
     trainer.training_state = "training"
     trainer.pipeline = build_pipeline(filling_share=0.5)
     datamanager = trainer.pipeline.datamanager
     datamanager.next_train(0)
-    clock = time.perf_counter
+    budget = datamanager.budget
     trainer.training_state = "paused"
-    monkeypatch.setattr(time, "perf_counter", lambda: clock() + 600)
-    assert datamanager._views_due() > 0
+    clock = budget.clock
+    budget.clock = lambda: clock() + 600
+    assert budget.views_due(2, 4) > 0
     trainer.training_state = "training"
-    datamanager.teacher_seconds += 5  # a debt that seconds of this test do not pay
-    assert datamanager._views_due() == 0 and trainer.training_state == "training"
+    budget.teacher_seconds += 5  # more than the seconds of this test allow
+    assert budget.views_due(2, 4) == 0 and trainer.training_state == "training"

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mobiler2l_ns.geometry import look_at
-from mobiler2l_ns.student.viewing_range import NUM_VIEWPOINTS, fit_range, spread_viewpoints
+from mobiler2l_ns.student.coverage import NUM_VIEWPOINTS, spread_viewpoints
+from mobiler2l_ns.student.viewing_range import fit_range
 
 UP = torch.tensor([0.0, 0.0, 1.0])
 

@@ -1,38 +1,63 @@
-"""The user's capture: checked before anything is built on it, by the teachers' and the student's datamanager alike."""
+"""The user's capture, checked when it is read, for the datamanagers of teachers and student alike."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Type
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager, FullImageDatamanagerConfig
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from PIL import Image
 
 from mobiler2l_ns.compat import with_batch_axis
 from mobiler2l_ns.errors import UserError
 
+# What nerfstudio's data parsers raise for missing files, missing keys, wrong types and their own assertions.
+PARSER_ERRORS = (OSError, LookupError, TypeError, AssertionError, ValueError, AttributeError)
+# PIL raises SyntaxError for some broken PNG files, nerfstudio AssertionError for other than 3 or 4 channels of 8 bits.
+PHOTO_ERRORS = (OSError, SyntaxError, AssertionError)
+
+
+class CaptureDataset(InputDataset):
+    """nerfstudio's dataset of photos; a photo that cannot be read is named."""
+
+    def get_numpy_image(self, image_idx: int) -> UInt8[np.ndarray, "H W C"]:
+        """The photo as it is in its file.
+
+        Raises:
+            UserError: The file is missing or is no image.
+        """
+        try:
+            return super().get_numpy_image(image_idx)
+        except PHOTO_ERRORS as error:
+            raise unreadable_photo(self.image_filenames[image_idx], error) from error
+
 
 class ValidatedDataMixin:
-    """Mixin for nerfstudio's datamanagers: ends with one sentence for a capture that cannot be used.
+    """Mixin for nerfstudio's datamanagers: a capture that cannot be used ends the command with one sentence.
 
-    It tells models, through the train set's metadata, whether the photos have a transparent background
-    (``transparent_background``): that is what separates an object from a scene.
+    It tells models through the train set's metadata whether the photos have a transparent background
+    (``transparent_background``), which separates bounded from unbounded scenes.
     """
 
     def __init__(self, config, *args, **kwargs):
         data = Path(config.data if config.data is not None else config.dataparser.data)
-        parser = type(config.dataparser).__name__.removesuffix("DataParserConfig").lower() + "-data"
         if not data.exists():
             raise UserError(f"there is no {data}: pass the folder of a posed capture with --data.")
         try:
             super().__init__(config, *args, **kwargs)
-        except (OSError, LookupError, TypeError, AssertionError, ValueError, AttributeError) as error:
+        except PARSER_ERRORS as error:
+            if self.eval_dataset is not None:
+                raise  # the capture was read; what failed came after it
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise UserError(
-                f"{data} cannot be read as {parser} ({reason}): it needs photos with poses in transforms.json; "
-                "make them with ns-process-data, or name another parser at the end of the command, e.g. blender-data."
+                f"{data} cannot be read as {parser_name(config.dataparser)} ({reason}): it needs photos with poses in "
+                "transforms.json; make them with ns-process-data, or name another data parser at the end of the "
+                "command, e.g. blender-data."
             ) from error
 
     def create_train_dataset(self) -> InputDataset:
@@ -61,7 +86,7 @@ class CaptureDataManagerConfig(VanillaDataManagerConfig):
     _target: Type = field(default_factory=lambda: CaptureDataManager)
 
 
-class CaptureDataManager(ValidatedDataMixin, VanillaDataManager):
+class CaptureDataManager(ValidatedDataMixin, VanillaDataManager[CaptureDataset]):
     """Rays through pixels of the photos."""
 
     config: CaptureDataManagerConfig
@@ -74,7 +99,7 @@ class PhotoDataManagerConfig(FullImageDatamanagerConfig):
     _target: Type = field(default_factory=lambda: PhotoDataManager)
 
 
-class PhotoDataManager(ValidatedDataMixin, FullImageDatamanager):
+class PhotoDataManager(ValidatedDataMixin, FullImageDatamanager[CaptureDataset]):
     """Whole photos, without lens distortion, and their cameras."""
 
     config: PhotoDataManagerConfig
@@ -99,5 +124,22 @@ def check_cameras(outputs, data: Path) -> None:
 
 def has_transparent_background(dataset: InputDataset) -> bool:
     """Whether the first photo has an alpha channel with fully transparent pixels."""
-    with Image.open(dataset.image_filenames[0]) as image:
-        return image.mode in ("RGBA", "LA") and image.getchannel("A").getextrema()[0] == 0
+    path = dataset.image_filenames[0]
+    try:
+        with Image.open(path) as image:
+            return image.mode in ("RGBA", "LA") and image.getchannel("A").getextrema()[0] == 0
+    except PHOTO_ERRORS as error:
+        raise unreadable_photo(path, error) from error
+
+
+def unreadable_photo(path: Path, error: Exception) -> UserError:
+    """The sentence for a photo that cannot be read."""
+    return UserError(f"the photo {path} cannot be read ({error}): put it back, or remove it from the capture.")
+
+
+def parser_name(dataparser: DataParserConfig) -> str:
+    """The name of a data parser on the command line of ns-train; its class for one that is not registered."""
+    from nerfstudio.configs.dataparser_configs import all_dataparsers  # discovers plugins, so not at import
+
+    names = {type(config): name for name, config in all_dataparsers.items()}
+    return names.get(type(dataparser), type(dataparser).__name__)

@@ -1,13 +1,15 @@
-"""The photos of a capture at the student's resolution.
+"""The photos of a capture at the student's resolution, and the rays of whole training views.
 
 H, W: pixels of a photo; s: upscale factor; C: channels, 3 for colours, 4 with alpha.
 """
 
-from typing import Iterator, Optional, Tuple
+import math
+from typing import Iterator, List, Optional, Tuple
 
 import torch
 from jaxtyping import Float, UInt8
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import track
@@ -63,8 +65,19 @@ def load_photos(
     dataset: InputDataset, height: int, width: int, upscale: int, device, limit: Optional[int] = None,
     with_alpha: bool = False,
 ) -> PhotoSet:  # fmt: skip
-    """Photos of a split at the student's size, on white where they are transparent; with their alpha if asked for."""
-    indices = list(range(len(dataset)))[:: max(1, len(dataset) // limit) if limit else 1]
+    """Photos of a split at the student's size, on white where they are transparent.
+
+    Args:
+        dataset: The split.
+        height: H.
+        width: W.
+        upscale: s.
+        device: Where the photos go.
+        limit: At most so many photos, evenly spaced over the split; left out: all.
+        with_alpha: Keep their alpha as a fourth channel.
+    """
+    count = min(limit or len(dataset), len(dataset))
+    indices = [slot * len(dataset) // count for slot in range(count)]
     images = torch.empty((len(indices), height, width, 4 if with_alpha else 3), dtype=torch.uint8)
     for slot, index in enumerate(track(indices, "Loading photos", console=CONSOLE, transient=True)):
         image = on_white(dataset.get_image_float32(index))
@@ -75,12 +88,40 @@ def load_photos(
     return PhotoSet(images.to(device), cameras.to(device), upscale)
 
 
-def on_white(image: Tensor) -> Tensor:
-    """(..., 4) straight-alpha colours as (..., 3) on white; other images unchanged."""
+def on_white(image: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch 3"]:
+    """Straight-alpha colours (C = 4) on white; colours without alpha (C = 3) unchanged."""
     return image if image.shape[-1] == 3 else image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
 
 
 def photo_alpha(dataset: InputDataset, index: int) -> Float[Tensor, "H W 1"]:
-    """Alpha of a photo, 1 where it has none. Most data parsers put photos on a background before handing them out."""
+    """Alpha of a photo, 1 where it has none. It is read from the file: most datasets blend it with a background."""
     image = torch.from_numpy(dataset.get_numpy_image(index))
     return image[..., 3:].float() / 255 if image.shape[-1] == 4 else torch.ones(*image.shape[:2], 1)
+
+
+class TrainingViewRays:
+    """Rays of whole training views, one camera after the other in random order, for nerfstudio's exporters.
+
+    Args:
+        cameras: The training cameras (N,).
+        max_rays: The largest number of rays in a view; larger views are scaled down.
+    """
+
+    def __init__(self, cameras: Cameras, max_rays: int):
+        self.cameras, self.max_rays = cameras, max_rays
+        self._to_visit: List[int] = []
+
+    def next(self) -> RayBundle:
+        """Rays (H, W) of the next view, without lens distortion.
+
+        The view is moved by a fraction of a pixel, so that a camera's second turn brings new points.
+        """
+        if not self._to_visit:
+            self._to_visit = torch.randperm(len(self.cameras)).tolist()
+        index = self._to_visit.pop()
+        camera = self.cameras[index : index + 1]
+        height, width = int(camera.height), int(camera.width)
+        factor = min(1.0, math.sqrt(self.max_rays / (height * width)))
+        camera, _ = fit_cameras(camera, max(2, int(height * factor)), max(2, int(width * factor)))
+        camera.cx, camera.cy = camera.cx + torch.rand(()) - 0.5, camera.cy + torch.rand(()) - 0.5
+        return camera.generate_rays(0, keep_shape=True, disable_distortion=True)

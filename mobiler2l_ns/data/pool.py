@@ -5,12 +5,15 @@ with alpha, 5 with depth.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Optional, Tuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from nerfstudio.utils import comms
+from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from mobiler2l_ns.cameras import cell_centres, pinhole_rays
@@ -118,6 +121,28 @@ class ViewPool:
             self.images[slot] = to_bytes(view, self.depths).to(self.images.device)
             self.c2w[slot] = torch.from_numpy(records[source, :12].reshape(3, 4)).to(self.c2w)
             self.corner[slot] = torch.from_numpy(records[source, 12:14]).long()
+
+
+def announce_memory(
+    pool: Tuple[int, int, int, int], photos: Tuple[int, int, int, int], focal: float, cache_dir: Optional[Path]
+) -> None:
+    """Prints what the pool and the photos are going to take, in the main process.
+
+    Args:
+        pool: Capacity, H, W and C of a process's pool.
+        photos: Number, H, W and C of the photos.
+        focal: Focal length of the student's view in pixels.
+        cache_dir: Where the pool is also kept.
+    """
+    if not comms.is_main_process():
+        return
+    (capacity, tile_h, tile_w, _), (_, height, width, _) = pool, photos
+    where = f"also kept in {cache_dir}" if cache_dir else "nothing is written to disk"
+    each = f" of each of {comms.get_world_size()} processes" if comms.get_world_size() > 1 else ""
+    CONSOLE.print(
+        f"Student's view {width}x{height}, focal {focal:.1f}. Pool: {capacity} teacher views of {tile_w}x{tile_h} "
+        f"({math.prod(pool) / 1e6:.1f} MB) + photos ({math.prod(photos) / 1e6:.1f} MB) in memory{each}; {where}."
+    )
 
 
 def to_bytes(image: Float[Tensor, "H W C"], depths: DepthRange) -> UInt8[Tensor, "H W C"]:

@@ -1,14 +1,20 @@
-"""Pictures and figures to judge a student by: held-out photos beside teacher, student and the exported files.
+"""Comparison of a student with held-out photos: PSNR, SSIM and a sheet of images.
 
-H, W: the student's picture; every figure here is at that resolution.
+The columns of the sheet are photo, teacher, student and the exported files. H, W: the student's image; all figures are
+at this resolution.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional
+from typing import TYPE_CHECKING, Dict, Iterable, List, NamedTuple, Optional, cast
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.utils import colormaps
 from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
@@ -17,125 +23,164 @@ from torch import Tensor
 from mobiler2l_ns.cameras import student_rays, student_view
 from mobiler2l_ns.checkpoints import read_config
 from mobiler2l_ns.data.capture import check_cameras
-from mobiler2l_ns.data.photos import load_photos
+from mobiler2l_ns.data.photos import PhotoSet, load_photos
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.model import MobileR2LModel
 from mobiler2l_ns.runtime import Renderer
 from mobiler2l_ns.teacher.frozen import FrozenTeacher
 from mobiler2l_ns.teacher.kinds import CUDA_ONLY, is_a
 from mobiler2l_ns.training.metrics import psnr, ssim
 
+if TYPE_CHECKING:
+    import nerfstudio.engine.trainer
+
 MAX_ROWS = 6
 ERROR_FULL_SCALE = 0.3
 
 
-class View(NamedTuple):
-    """One held-out camera: pictures (H, W, 3) in 0..1 by column name, photo first."""
+class HeldOutView(NamedTuple):
+    """A camera that neither teacher nor student was trained on. Images are in 0..1."""
 
     name: str
-    pictures: Dict[str, Tensor]
+    photo: Float[Tensor, "H W 3"]
+    renders: Dict[str, Float[Tensor, "H W 3"]]
+    """By column of the sheet: teacher (if it can be rendered), student, onnx (if it was exported)."""
 
 
-def compare(config, model, folder: Path, num_views: int) -> Dict:
-    """Renders held-out views, writes ``comparison.png`` into ``folder`` and returns figures for report.json.
+@dataclass
+class Comparison:
+    """Means over the held-out views, by column of the sheet, and the sheet."""
+
+    psnr: Dict[str, float]
+    """Against the photos, dB."""
+    ssim: Dict[str, float]
+    num_views: int
+    height: int
+    width: int
+    precision_loss_db: Optional[float]
+    """PSNR that pipeline.onnx loses to the student, both rendered with an ideal pinhole; None: it was not exported."""
+    sheet: Image.Image
+
+    def to_dict(self) -> Dict[str, object]:
+        """The figures for report.json."""
+        evaluation = {"views": self.num_views, "split": "test", "width": self.width, "height": self.height}
+        figures: Dict[str, object] = {"psnr": self.psnr, "ssim": self.ssim, "evaluation": evaluation}
+        if self.precision_loss_db is not None:
+            figures["precision_loss_db"] = self.precision_loss_db
+        return figures
+
+
+def compare(
+    config: "nerfstudio.engine.trainer.TrainerConfig", model: MobileR2LModel, folder: Path, num_views: int
+) -> Comparison:
+    """Renders held-out views with teacher, student and files.
 
     Args:
-        config: The student run's config; its data set must be readable, its teacher need not be.
+        config: The student run's config. Its data set must be readable; its teacher may be missing.
         model: The student, on the CPU.
-        folder: An export; without its onnx folder, the files are not in the picture.
-        num_views: How many held-out views, spread evenly over the split.
-
-    Returns:
-        ``psnr`` and ``ssim``: means over the views, by column, against the photos; ``evaluation``: what was compared;
-        ``precision_loss_db``: how much of the student's PSNR pipeline.onnx loses, both through an ideal pinhole.
+        folder: An export. Without the folder onnx in it, files are not rendered.
+        num_views: Number of held-out views, evenly spread over the split.
 
     Raises:
-        UserError: The run's data set cannot be read.
+        UserError: The data set or a photo cannot be read.
     """
-    dataset = held_out_dataset(config)
-    photos = load_photos(dataset, *model.size, model.upscale, "cpu", limit=num_views)
+    photos = _held_out_photos(config, model, num_views)
     renderer = Renderer(folder, num_threads=torch.get_num_threads()) if (folder / "onnx").is_dir() else None
-    teacher = _load_teacher(config.pipeline.datamanager.teacher)
+    teacher = _load_teacher(getattr(config.pipeline.datamanager, "teacher", None))
     views, losses = [], []
     for camera, photo in track(photos, "Rendering held-out views", console=CONSOLE, transient=True):
-        pictures = {"photo": photo}
-        if teacher is not None:
-            pictures["teacher"] = teacher.render(camera).cpu()
-        pictures["student"] = model.get_outputs_for_camera(camera)["rgb"]
+        renders = {} if teacher is None else {"teacher": teacher.render(camera).cpu()}
+        renders["student"] = model.get_outputs_for_camera(camera)["rgb"]
         if renderer is not None:
-            pictures["onnx"] = _render_files(renderer, model, camera)
+            renders["onnx"] = _render_files(renderer, model, camera)
             losses.append(_precision_loss(renderer, model, camera, photo))
-        views.append(View(f"view {len(views) + 1}", pictures))
+        views.append(HeldOutView(f"view {len(views) + 1}", photo, renders))
     height, width = model.size
-    draw_comparison(views, f"{config.experiment_name}, held-out views at {width}x{height}").save(
-        folder / "comparison.png"
+    columns = list(views[0].renders)
+    return Comparison(
+        psnr={name: _mean(psnr(view.renders[name], view.photo) for view in views) for name in columns},
+        ssim={name: _mean(ssim(view.renders[name], view.photo) for view in views) for name in columns},
+        num_views=len(views),
+        height=height,
+        width=width,
+        precision_loss_db=_mean(losses) if losses else None,
+        sheet=draw_sheet(views, f"{config.experiment_name}, held-out views at {width}x{height}"),
     )
-    columns = [name for name in views[0].pictures if name != "photo"]
-    return {
-        "psnr": {c: _mean(psnr(v.pictures[c], v.pictures["photo"]) for v in views) for c in columns},
-        "ssim": {c: _mean(ssim(v.pictures[c], v.pictures["photo"]) for v in views) for c in columns},
-        "evaluation": {"views": len(views), "split": "test", "width": width, "height": height},
-        **({"precision_loss_db": _mean(losses)} if losses else {}),
-    }
 
 
-def held_out_dataset(config, split: str = "test") -> InputDataset:
-    """The test or val split of a run's capture, which neither teacher nor student was trained on."""
-    data = config.pipeline.datamanager.dataparser.data
+def held_out_dataset(config: "nerfstudio.engine.trainer.TrainerConfig", split: str = "test") -> InputDataset:
+    """The test or val split of a run's capture, which neither teacher nor student was trained on.
+
+    Raises:
+        UserError: The capture cannot be read.
+    """
+    dataparser = cast(VanillaDataManagerConfig, config.pipeline.datamanager).dataparser
     try:
-        outputs = config.pipeline.datamanager.dataparser.setup().get_dataparser_outputs(split=split)
+        outputs = dataparser.setup().get_dataparser_outputs(split=split)
     except (OSError, KeyError, AssertionError, ValueError) as error:
         raise UserError(
-            f"the capture {data} of this run cannot be read ({error}): put it back for pictures."
+            f"the capture {dataparser.data} of this run cannot be read ({error}): restore it to compare with photos."
         ) from error
-    check_cameras(outputs, data)
+    check_cameras(outputs, dataparser.data)
     return InputDataset(outputs)
+
+
+def _held_out_photos(
+    config: "nerfstudio.engine.trainer.TrainerConfig", model: MobileR2LModel, num_views: int
+) -> PhotoSet:
+    try:
+        return load_photos(held_out_dataset(config), *model.size, model.upscale, "cpu", limit=num_views)
+    except OSError as error:
+        raise UserError(
+            f"a photo of the capture cannot be read ({error}): restore it to compare with photos."
+        ) from error
 
 
 def _load_teacher(path: Optional[Path]) -> Optional[FrozenTeacher]:
     if path is None or not Path(path).is_file():
-        CONSOLE.print("The teacher's run is not at hand: its column is left out.")
+        CONSOLE.print("The teacher's run is missing: the comparison has no column for it.")
         return None
     needs_cuda = is_a(read_config(Path(path)).pipeline.model._target, *CUDA_ONLY)
     if needs_cuda and not torch.cuda.is_available():
-        CONSOLE.print("The teacher needs CUDA to render: its column is left out.")
+        CONSOLE.print("The teacher needs CUDA to render: the comparison has no column for it.")
         return None
     return FrozenTeacher(Path(path), "cuda" if needs_cuda else "cpu")
 
 
-def _render_files(renderer: Renderer, model, camera) -> Tensor:
+def _render_files(renderer: Renderer, model: MobileR2LModel, camera: Cameras) -> Float[Tensor, "H W 3"]:
     """A photo's view through Embedder.onnx and MobileR2L.onnx.
 
-    Sampler.onnx describes an ideal pinhole; a photo's lens need not be one, so the points come from the real camera.
+    Sampler.onnx describes an ideal pinhole. A photo's lens may differ, so the points come from the photo's camera.
     """
     rays_o, rays_d = student_rays(student_view(camera, model.focal, model.upscale).rays)
     points = model.sampler.points(rays_o, rays_d).reshape(1, 1, -1, 3 * model.config.num_points)
     return torch.from_numpy(renderer.render_points(points.numpy()))
 
 
-def _precision_loss(renderer: Renderer, model, camera, photo: Tensor) -> float:
-    """How many dB of PSNR against a photo pipeline.onnx loses to the student itself, at the photo's pose.
+def _precision_loss(renderer: Renderer, model: MobileR2LModel, camera: Cameras, photo: Float[Tensor, "H W 3"]) -> float:
+    """PSNR in dB against a photo that pipeline.onnx loses to the student, at the photo's pose.
 
-    Both see it through the student's own pinhole: what the photo's lens does to them is the same.
+    Both render with the student's own pinhole, so that the photo's lens has the same effect on both.
     """
     c2w = camera.camera_to_worlds[0].cpu()
     return psnr(model.render_pose(c2w), photo) - psnr(torch.from_numpy(renderer.render(c2w.numpy())), photo)
 
 
-def _mean(values) -> float:
+def _mean(values: Iterable[float]) -> float:
     return round(float(np.mean(list(values))), 4)
 
 
-def draw_comparison(views: List[View], title: str) -> Image.Image:
-    """A table of pictures, one row a view, with captions and an error map of the student.
+def draw_sheet(views: List[HeldOutView], title: str) -> Image.Image:
+    """A table of images with captions: a row for each view, and the student's error in the last column.
 
     Args:
         views: At least one; at most MAX_ROWS are drawn.
         title: Heading.
     """
-    names = [*views[0].pictures, "error"]
-    height, width = views[0].pictures["photo"].shape[:2]
-    zoom = max(1, round(240 / max(height, width)))
-    cell_w, cell_h, gap, caption, head = width * zoom, height * zoom, 8, 22, 58
+    names = ["photo", *views[0].renders, "error"]
+    height, width = views[0].photo.shape[:2]
+    scale = max(1, round(240 / max(height, width)))
+    cell_w, cell_h, gap, caption, head = width * scale, height * scale, 8, 22, 58
     rows = views[:MAX_ROWS]
     sheet = Image.new("RGB", (gap + len(names) * (cell_w + gap), head + len(rows) * (cell_h + caption + gap)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
@@ -146,30 +191,26 @@ def draw_comparison(views: List[View], title: str) -> Image.Image:
         draw.text((left, head - 22), labels.get(name, name), "black", font)
         for row, view in enumerate(rows):
             top = head + row * (cell_h + caption + gap)
-            sheet.paste(_to_image(_cell(view, name)).resize((cell_w, cell_h), Image.Resampling.NEAREST), (left, top))
+            cell = _to_pil(_cell(view, name)).resize((cell_w, cell_h), Image.Resampling.NEAREST)
+            sheet.paste(cell, (left, top))
             draw.text((left, top + cell_h + 2), _caption(view, name), "black", font)
     return sheet
 
 
-def _cell(view: View, name: str) -> Tensor:
+def _cell(view: HeldOutView, name: str) -> Float[Tensor, "H W 3"]:
+    if name == "photo":
+        return view.photo
     if name != "error":
-        return view.pictures[name]
-    error = (view.pictures["student"] - view.pictures["photo"]).abs().mean(-1)
-    return _heat((error / ERROR_FULL_SCALE).clamp(0, 1))
+        return view.renders[name]
+    error = (view.renders["student"] - view.photo).abs().mean(-1, keepdim=True)
+    return colormaps.apply_float_colormap((error / ERROR_FULL_SCALE).clamp(0, 1), "inferno")
 
 
-def _caption(view: View, name: str) -> str:
+def _caption(view: HeldOutView, name: str) -> str:
     if name == "photo":
         return view.name
-    return "" if name == "error" else f"{psnr(view.pictures[name], view.pictures['photo']):.2f} dB"
+    return "" if name == "error" else f"{psnr(view.renders[name], view.photo):.2f} dB"
 
 
-def _heat(values: Tensor) -> Tensor:
-    """(H, W) in 0..1 as (H, W, 3) colours from black over red and yellow to white."""
-    from matplotlib import colormaps
-
-    return torch.from_numpy(colormaps["inferno"](values.numpy())[..., :3].astype(np.float32))
-
-
-def _to_image(picture: Tensor) -> Image.Image:
-    return Image.fromarray((picture.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+def _to_pil(image: Float[Tensor, "H W 3"]) -> Image.Image:
+    return Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).numpy())

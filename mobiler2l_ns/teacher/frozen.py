@@ -3,47 +3,64 @@
 What differs between teachers is in ``teacher_kinds``.
 """
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Optional, Protocol, Set, Tuple
+from typing import Callable, Dict, Optional, Set, Tuple, Type
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.configs.base_config import InstantiateConfig
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
-from mobiler2l_ns.cameras import ray_lengths
-from mobiler2l_ns.checkpoints import checkpoint_paths, find_runs, load_model, read_config
+from mobiler2l_ns.cameras import fit_cameras, fit_image, ray_lengths
+from mobiler2l_ns.checkpoints import load_model
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.teacher.adoption import Adoption, adopt, resolve_teacher
 from mobiler2l_ns.teacher.fast_nerfacto import FastNerfacto, renders_as_nerfacto
 from mobiler2l_ns.teacher.hash_encoding import accelerate_hash_grids
 from mobiler2l_ns.teacher.kinds import (
     background,
-    check_teacher,
     depth_is_z,
     final_outputs,
     pose_refinement,
     show_mean_appearance,
 )
+from mobiler2l_ns.teacher.teacher import Teacher
+from mobiler2l_ns.training.distributed import broadcast_from_main
 
 
-class Teacher(Protocol):
-    """What a student needs of a teacher."""
+@dataclass
+class TeacherConfig(InstantiateConfig):
+    """The radiance field that teaches the student."""
 
-    def render(self, camera: Cameras) -> Float[Tensor, "H W 3"]:
-        """The picture, 0..1, that one camera (shape (1,)) sees."""
-        ...
+    _target: Type = field(default_factory=lambda: FrozenTeacher)
+    load_config: Optional[Path] = None
+    """config.yml of the teacher, any nerfstudio run; left out: the newest run on the same data, whose path is printed
+    and saved in the student's config.yml."""
+    search_dir: Path = Path("outputs")
+    """Folder in which that run is searched for."""
 
-    def render_all(self, camera: Cameras) -> Float[Tensor, "H W 5"]:
-        """The picture, its accumulation (0..1), and z in world units: distances from the camera plane.
+    def setup(self, device) -> "Teacher":
+        """Loads the teacher onto a device."""
+        return self._target(self.load_config, device)
 
-        z is 0 where none is known, as along rays that meet nothing.
+    def find(self, data: Path, dataparser: DataParserConfig, device) -> Adoption:
+        """Sets ``load_config`` to the run to use and takes over its data parser.
+
+        Args:
+            data: The student's capture.
+            dataparser: The student's data parser.
+            device: Where the teacher will render.
+
+        Raises:
+            UserError: The run cannot be used, or none is found.
         """
-        ...
-
-    def surface_depths(self, camera: Cameras) -> Float[Tensor, "N"]:
-        """Distances from the camera plane (z, not along the ray) of the surfaces that one camera sees."""
-        ...
+        found = broadcast_from_main(lambda: resolve_teacher(self.load_config, data, self.search_dir).resolve())
+        self.load_config = found
+        return adopt(found, data, dataparser, device)
 
 
 class FrozenTeacher:
@@ -62,7 +79,6 @@ class FrozenTeacher:
 
     def __init__(self, config_path: Path, device):
         self.config_path = config_path
-        check_teacher(config_path, read_config(config_path), device)
         self.model, self.step = load_model(config_path, device)
         show_mean_appearance(self.model)
         accelerate_hash_grids(self.model)
@@ -132,7 +148,7 @@ def depth_range(teacher: Teacher, cameras: Cameras, unbounded: bool = False) -> 
     depths = torch.cat([teacher.surface_depths(cameras[i : i + 1]).cpu() for i in range(len(cameras))])
     if len(depths) == 0:
         raise UserError("the teacher's views are empty: train it longer, or pass another one with "
-                        "--pipeline.datamanager.teacher.")  # fmt: skip
+                        "--pipeline.datamanager.teacher.load-config.")  # fmt: skip
     near, far = torch.quantile(depths[torch.randperm(len(depths))[: 1 << 20]], torch.tensor([0.01, 0.99])).tolist()
     if unbounded:
         margin = 0.03 * (1 / near - 1 / far)
@@ -141,38 +157,28 @@ def depth_range(teacher: Teacher, cameras: Cameras, unbounded: bool = False) -> 
     return max(near - margin, 0.05 * near), far + margin
 
 
-def resolve_teacher(teacher: Optional[Path], data: Path, outputs: Path) -> Path:
-    """The config.yml of the teacher to use: the given one, or the newest run on the same data.
+class CachedViews:
+    """A teacher's views of held-out cameras, each rendered once, because a frozen teacher does not change.
 
     Args:
-        teacher: A run's config.yml or folder, or None.
-        data: The student's capture.
-        outputs: Where runs are looked for.
-
-    Raises:
-        UserError: The given teacher cannot be used, or none is found.
+        load: Returns the teacher.
+        max_side: Pixels of the longer side of a rendered view. A phone's full-size photo takes a laptop a minute.
     """
-    if teacher is not None:
-        path = teacher / "config.yml" if teacher.is_dir() else teacher
-        config = read_config(path)
-        if _is_student(config):
-            raise UserError(f"{path} is a student, not a teacher: pass the config.yml of a radiance field.")
-        return path
-    for path in find_runs(outputs):
-        try:
-            config = read_config(path)
-        except UserError:
-            continue  # another project's or an unfinished run: not ours to complain about
-        run_data = config.pipeline.datamanager.data or config.data
-        same_data = run_data is not None and Path(run_data).resolve() == data.resolve()
-        if same_data and not _is_student(config) and checkpoint_paths(path, config):
-            CONSOLE.print(f"Teacher: {path} (the newest run on {data})")
-            return path
-    raise UserError(
-        f"no teacher for {data} was found in {outputs}/: train one with `ns-train mobiler2l-teacher --data {data}`, "
-        "or pass a run's config.yml with --pipeline.datamanager.teacher."
-    )
 
+    def __init__(self, load: Callable[[], Teacher], max_side: int):
+        self.load, self.max_side = load, max_side
+        self.views: Dict[int, UInt8[Tensor, "h w 3"]] = {}
 
-def _is_student(config) -> bool:
-    return hasattr(config.pipeline.datamanager, "teacher")
+    def render(self, index: int, camera: Cameras) -> Float[Tensor, "H W 3"]:
+        """The view of a camera (1,), resized to the camera's size.
+
+        Args:
+            index: The camera's number in its split.
+            camera: The camera.
+        """
+        height, width = int(camera.height), int(camera.width)
+        if index not in self.views:
+            factor = min(1.0, self.max_side / max(height, width))
+            small, _ = fit_cameras(camera, round(height * factor), round(width * factor))
+            self.views[index] = (self.load().render(small) * 255).round().to(torch.uint8).cpu()
+        return fit_image(self.views[index].float() / 255, height, width)

@@ -1,0 +1,105 @@
+"""Batches: patches of teacher views, photos and hard patches, in the proportions that the options ask for.
+
+B: patches; hc, wc: cells of a patch; Hc, Wc: its pixels; M: patches that know their alpha or depth.
+"""
+
+from typing import Dict, List, Optional, Tuple
+
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.utils import comms
+from torch import Tensor
+
+from mobiler2l_ns.data.patches import HardPatches, Patches, alpha_depth_targets, join_bundles
+from mobiler2l_ns.data.photos import PhotoSet
+from mobiler2l_ns.data.pool import ViewPool
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.training.distributed import local_share
+
+HARD_BATCHES = 20  # R2L keeps as many hard rays as 20 batches have rays
+
+
+class BatchMixer:
+    """Draws this process's part of each batch.
+
+    Args:
+        pool: Teacher views.
+        photos: The photos, or None if none are used.
+        patches_per_batch: Patches in a batch, over all processes.
+        patch_cells: Side of a patch in ray-grid cells; None: whole views.
+        hard_share: Fraction of each batch that is drawn from hard patches.
+
+    Attributes:
+        patch_size: hc and wc.
+        hard_patches: The hardest patches of the last batches, or None without a hard_share.
+    """
+
+    def __init__(
+        self, pool: ViewPool, photos: Optional[PhotoSet], patches_per_batch: int, patch_cells: Optional[int],
+        hard_share: float,
+    ):  # fmt: skip
+        self.pool, self.photos, self.patches_per_batch = pool, photos, patches_per_batch
+        h, w = (side // pool.upscale for side in pool.tile)
+        self.patch_size = (h, w) if patch_cells is None else (min(patch_cells, h), min(patch_cells, w))
+        count = local_share(patches_per_batch)
+        num_hard = int(hard_share * count)
+        self.hard_patches = HardPatches(num_hard, HARD_BATCHES * count) if num_hard else None
+        self._last: Optional[Tuple[Patches, int]] = None  # a batch, and how many of its patches were new
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that pool, photos and hard patches take."""
+        return sum(part.nbytes for part in (self.pool, self.photos, self.hard_patches) if part is not None)
+
+    def draw(self, photo_share: float) -> Tuple[RayBundle, Dict]:
+        """Rays (B, hc, wc) and the batch.
+
+        The batch has ``image`` (B, Hc, Wc, 3); ``alpha`` and ``depth`` (M, Hc, Wc, 1) of its first M patches, where
+        the student learns them; and ``sources``, the numbers of teacher views, photos and hard patches, which follow
+        each other in this order.
+
+        Args:
+            photo_share: Fraction of the new patches that comes from the photos.
+        """
+        hard = [self.hard_patches.draw()] if self.hard_patches else []
+        num_hard, total = sum(len(patches.pixels) for patches in hard), self.patches_per_batch
+        num_new, new = local_share(total) - num_hard, total - num_hard * comms.get_world_size()
+        num_photos = local_share(round(new * photo_share)) if self.photos is not None else 0
+        # Patches that know more about their pixels come first: teacher views, photos, hard patches (colours only).
+        parts: List[Patches] = []
+        if num_photos < num_new:
+            parts.append(self.pool.sample(num_new - num_photos, *self.patch_size))
+        if num_photos:
+            parts.append(self.photos.sample(num_photos, *self.patch_size))
+        parts += hard
+        patches = Patches(join_bundles([p.rays for p in parts]), torch.cat([p.pixels[..., :3] for p in parts]))
+        if self.hard_patches is not None:
+            self._last = patches, num_new
+        sources = [num_new - num_photos, num_photos, num_hard]
+        return patches.rays, {"image": patches.pixels, "sources": sources, **alpha_depth_targets(parts)}
+
+    def add_hard_patches(self, errors: Float[Tensor, "B"]) -> None:
+        """Keeps the hardest new patches of the last batch; those drawn again do not enter twice.
+
+        Args:
+            errors: Mean squared error of each of the batch's patches; used only with a hard_share.
+        """
+        if self.hard_patches is not None:
+            patches, num_new = self._last
+            self.hard_patches.add(patches, errors[:num_new])
+
+
+def check_batches(patches_per_batch: int, hard_share: float) -> None:
+    """Raises UserError for options that make no batch.
+
+    Processes must take equally many patches, or the mean over them would be skewed.
+    """
+    size = comms.get_world_size()
+    if patches_per_batch % size:
+        raise UserError(
+            f"--pipeline.datamanager.patches-per-batch {patches_per_batch} cannot be divided among {size} processes: "
+            f"pass {size * (patches_per_batch // size + 1)}."
+        )
+    if not 0 <= hard_share < 1:
+        raise UserError(f"--pipeline.datamanager.hard-share needs a number from 0 to below 1, not {hard_share}.")

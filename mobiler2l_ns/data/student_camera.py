@@ -1,0 +1,138 @@
+"""The camera that a student is built for: size, focal length, depth range, and where it may be viewed from.
+
+ns-train derives it from the capture and the teacher; afterwards it travels in the student's buffers.
+
+H, W: pixels of the student's view.
+"""
+
+from dataclasses import dataclass
+from typing import Optional, Tuple
+
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.data.datasets.base_dataset import InputDataset
+from torch import Tensor
+
+from mobiler2l_ns.cameras import fit_cameras, pinhole_cameras
+from mobiler2l_ns.data.poses import OrbitPoses, PoseSampler
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.geometry import cameras_cube
+from mobiler2l_ns.student.coverage import spread_viewpoints
+from mobiler2l_ns.student.sampler import DepthRange, Points
+
+PROBE_SIDE = 32  # pixels of the longer side of the views that the depth range is measured on
+NUM_PROBES = 24
+
+
+@dataclass(frozen=True)
+class StudentCamera:
+    """What the student's buffers are filled with before training."""
+
+    height: int
+    """H."""
+    width: int
+    """W."""
+    focal: float
+    """Focal length in pixels."""
+    near: float
+    """z of the first point on a ray, world units."""
+    far: float
+    """z of the last point on a ray, world units."""
+    points: Points = "bounded"
+    """Where the points lie."""
+    cube_centre: Optional[Float[Tensor, "3"]] = None
+    """Centre of the cube that the contraction of unbounded points leaves as it is, world units."""
+    cube_radius: float = 1.0
+    """Half the side of that cube, world units."""
+    focus: Optional[Float[Tensor, "3"]] = None
+    """The point that an orbit goes around; None for a path."""
+    focus_depths: Optional[Tuple[float, float]] = None
+    """Smallest and largest z of the focus in the cameras of the capture."""
+    viewpoints: Optional[Float[Tensor, "N 3 4"]] = None
+    """Poses of the capture that stand for all of them."""
+
+    @property
+    def depths(self) -> DepthRange:
+        """Near and far plane."""
+        return DepthRange(self.near, self.far, self.points == "unbounded")
+
+
+def fit_student_camera(
+    cameras: Cameras, poses: PoseSampler, size: Tuple[int, int], near_far: Tuple[float, float], points: Points
+) -> StudentCamera:
+    """The student's camera for a capture.
+
+    Args:
+        cameras: The training cameras (N,).
+        poses: Their pose distribution.
+        size: H and W.
+        near_far: Near and far plane, world units.
+        points: Where the points lie.
+    """
+    c2w, (near, far) = cameras.camera_to_worlds, near_far
+    cube_centre, cube_radius = cameras_cube(c2w, near)
+    focus, focus_depths = None, None
+    if isinstance(poses, OrbitPoses):
+        focus = poses.centre.to(c2w)
+        depths = ((focus - c2w[:, :, 3]) * -c2w[:, :, 2]).sum(-1)
+        focus_depths = float(depths.min()), float(depths.max())
+    return StudentCamera(
+        *size, student_focal(cameras, size), near, far, points, cube_centre, cube_radius, focus, focus_depths,
+        spread_viewpoints(c2w),
+    )  # fmt: skip
+
+
+def student_focal(cameras: Cameras, size: Tuple[int, int]) -> float:
+    """Focal length in pixels of a student with views of (H, W): the median of the photos' at that size."""
+    return float(fit_cameras(cameras, *size)[0].fx.median())
+
+
+def student_size(dataset: InputDataset, image_size: Optional[Tuple[int, int]], upscale: int) -> Tuple[int, int]:
+    """(H, W) of the student's view: the given width and height, or the size that most photos have.
+
+    Raises:
+        UserError: The size is not divisible by the upscale factor.
+    """
+    sizes = list(zip(dataset.cameras.width[:, 0].tolist(), dataset.cameras.height[:, 0].tolist()))
+    width, height = image_size or max(dict.fromkeys(sizes), key=sizes.count)  # the first of equals
+    if width < upscale or height < upscale or width % upscale or height % upscale:
+        near_w, near_h = (max(upscale, upscale * (n // upscale)) for n in (width, height))
+        named = "--pipeline.datamanager.image-size"
+        source = named if image_size else str(dataset.image_filenames[sizes.index((width, height))])
+        raise UserError(
+            f"{source} is {width}x{height}, which the network's upscale factor {upscale} does not divide: "
+            f"pass --pipeline.datamanager.image-size {near_w} {near_h}."
+        )
+    return height, width
+
+
+def probe_cameras(poses: PoseSampler, size: Tuple[int, int], focal: float) -> Cameras:
+    """Small cameras at sampled poses, through which the depth range is measured."""
+    scale = PROBE_SIDE / max(size)
+    return pinhole_cameras(poses.sample(NUM_PROBES), focal * scale, *(round(side * scale) for side in size))
+
+
+def check_pinholes(dataset: InputDataset) -> None:
+    """Raises UserError, naming the photo, for fisheye cameras and panoramas: their rays have no unit depth."""
+    other = (dataset.cameras.camera_type[:, 0] != CameraType.PERSPECTIVE.value).nonzero()
+    if len(other):
+        name = dataset.image_filenames[int(other[0])]
+        raise UserError(
+            f"{name} is a fisheye photo or a panorama, but a student renders pinhole cameras only: undistort the "
+            "photos (e.g. with `colmap image_undistorter`), or cut panoramas into flat images with "
+            "`ns-process-data images --camera-type equirectangular`."
+        )
+
+
+def check_near_far(near_far: Tuple[float, float]) -> None:
+    """Raises UserError for planes in the wrong order."""
+    near, far = near_far
+    if not 0 < near < far:
+        raise UserError(f"--pipeline.datamanager.near-far needs 0 < near < far, not {near} {far}.")
+
+
+def find_points(option: str, dataset: InputDataset) -> Points:
+    """Where the points lie: as the option says; for auto bounded if the photos have a transparent background."""
+    if option != "auto":
+        return option
+    return "bounded" if dataset.metadata["transparent_background"] else "unbounded"
