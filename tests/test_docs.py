@@ -1,7 +1,9 @@
-"""Every ns-* command in the documents parses, and every option in them is one."""
+"""The documents against the code: commands, options, paths, links, dataparsers, methods, and the tables' form."""
 
+import ast
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import re
 import shlex
@@ -10,12 +12,37 @@ from pathlib import Path
 
 import pytest
 import tyro
+import yaml
+from system_packages import needs_ns_export
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+FOR_NERFSTUDIO = ROOT / "docs" / "nerfstudio"
 PLACEHOLDERS = {"PHOTOS": "photos", "RUN": "outputs/run", "TIME": "2026-01-01", "DIR": "folder", "HOST": "host",
                 "PORT": "29500", "METHOD": "mobiler2l", "SCENE": "mine"}  # fmt: skip
-OTHER_TOOLS = {"--help", "--logdir", "--directory"}  # everybody's, tensorboard's, http.server's
+OTHER_TOOLS = {"--help", "--logdir", "--directory"}  # of all commands, of tensorboard, of http.server
+NOT_PARSERS = {"ns-process-data", "ns-download-data"}
+README_LINES, CELL_CHARACTERS = 90, 160  # a README that is read in two minutes, table cells of two lines
+
+
+def name_of(document: Path) -> str:
+    """A document's path in the repository, as the name of a test case."""
+    return str(document.relative_to(ROOT))
+
+
+def without_code_blocks(text: str) -> str:
+    """A document without its fenced blocks."""
+    return re.sub(r"```.*?```", "", text, flags=re.S)
+
+
+def code_spans(text: str) -> list:
+    """The code within sentences and tables of a document."""
+    return re.findall(r"`([^`\n]+)`", without_code_blocks(text))
+
+
+def bash_lines(text: str) -> list:
+    """The lines of a document's bash blocks."""
+    return [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
 
 
 @pytest.fixture(autouse=True)
@@ -64,18 +91,18 @@ def parse(command: list):
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             return tyro.cli(parser_of(command[0]), args=command[1:])
-    except SystemExit:
+    except SystemExit as end:
+        if "--help" in command and end.code == 0:
+            return None
         raise AssertionError(f"{shlex.join(command)}\n{said.getvalue()}") from None
 
 
 def commands_in(text: str) -> list:
     """The ns-* command lines of a document: lines of bash blocks, and code within a sentence that has options."""
-    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
-    prose = re.sub(r"```.*?```", "", text, flags=re.S)
-    lines += [code for code in re.findall(r"`([^`\n]+)`", prose) if code.startswith("ns-") and " " in code]
+    lines = bash_lines(text) + [code for code in code_spans(text) if code.startswith("ns-") and " " in code]
     words = [shlex.split(re.sub("|".join(PLACEHOLDERS), lambda m: PLACEHOLDERS[m[0]], line), comments=True)
              for line in lines]  # fmt: skip
-    return [line for line in words if line and line[0].startswith("ns-")]
+    return [line for line in words if line and line[0].startswith("ns-") and line != ["ns-install-cli"]]
 
 
 def completed(command: list) -> list:
@@ -92,16 +119,27 @@ def completed(command: list) -> list:
     return command + [word for name, value in pairs if name not in command for word in (name, value)]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_every_command_parses(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # nerfstudio makes output folders while it parses
     for command in commands_in(document.read_text()):
+        if command[0] != "ns-export":
+            parse(completed(command))
+
+
+@needs_ns_export
+def test_every_ns_export_command_parses():
+    commands = [command for document in DOCUMENTS for command in commands_in(document.read_text())]
+    exports = [command for command in commands if command[0] == "ns-export"]
+    assert len(exports) >= 4
+    for command in exports:
         parse(completed(command))
 
 
 def test_commands_are_found():
-    counts = {document.name: len(commands_in(document.read_text())) for document in DOCUMENTS}
-    assert counts["README.md"] >= 5 and counts["capture.md"] >= 12 and counts["lens-studio.md"] >= 2
+    counts = {name_of(document): len(commands_in(document.read_text())) for document in DOCUMENTS}
+    assert counts["README.md"] >= 5 and counts["docs/capture.md"] >= 12 and counts["docs/commands.md"] >= 7
+    assert counts["docs/lens-studio.md"] >= 2 and counts["docs/nerfstudio/mobiler2l.md"] >= 4
 
 
 @pytest.mark.parametrize("command", ["ns-train mobiler2l --pipeline.datamanager.no-such-option 1", "ns-train no-method",
@@ -130,34 +168,153 @@ def dataclasses_in(annotation) -> list:
     return [found for part in typing.get_args(annotation) for found in dataclasses_in(part)]
 
 
-def test_every_option_is_one():
-    """Also options that stand alone in a table or a sentence: of our methods, of an export, of scripts."""
-    import bench_distillation
-    import bench_export
+def script_options(path: Path) -> set:
+    """Option names of a script that is not imported: of its argparse parser, and the fields of its classes."""
+    source = path.read_text()
+    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    names = [field.target.id for node in classes for field in node.body if isinstance(field, ast.AnnAssign)]
+    return {"--" + name.replace("_", "-") for name in names} | set(re.findall(r'"(--[a-z-]+)"', source))
+
+
+@pytest.fixture(scope="module")
+def known_options() -> set:
+    """Option names of our methods, of nerfstudio's commands, of an export, and of the scripts."""
     from nerfstudio.configs.dataparser_configs import all_dataparsers
     from nerfstudio.scripts.process_data import Commands
 
     from mobiler2l_ns import method_configs
     from mobiler2l_ns.export.command import ExportMobileR2L
 
-    known = set(OTHER_TOOLS)
+    known = set(OTHER_TOOLS) | fields(ExportMobileR2L)
     for name in method_configs.__all__:
         known |= fields(getattr(method_configs, name).config)
     for parser in all_dataparsers.values():
         known |= fields(parser)
-    known |= fields(ExportMobileR2L)
-    for options in (bench_distillation.Options, bench_export.Options):
-        known |= fields(options)
-    for script in (ROOT / "scripts").glob("*.py"):
-        known |= set(re.findall(r'"(--[a-z-]+)"', script.read_text()))
-    for command in (Commands, parser_of("ns-render"), parser_of("ns-export")):
+    for script in (ROOT / "scripts").rglob("*.py"):
+        known |= script_options(script)
+    known |= script_options(Path(importlib.util.find_spec("nerfstudio.scripts.exporter").origin))
+    for command in (Commands, parser_of("ns-render")):
         for options in map(fields, dataclasses_in(command)):
             known |= options | {option.replace("--", "--no-", 1) for option in options}
-    for document in DOCUMENTS:
-        text = document.read_text()
-        alone = re.sub(r"```.*?```", "", text, flags=re.S)
-        for code in re.findall(r"`([^`\n]+)`", alone):
-            if code.startswith("ns-"):
-                continue  # parsed above
-            for option in re.findall(r"(?<![\w-])--[a-z][\w.-]*", code):
-                assert option in known, f"{document.name}: {option}"
+    return known
+
+
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.name != "CHANGELOG.md"], ids=name_of)
+def test_every_option_is_one(document, known_options):
+    """Also options that stand alone in a table or a sentence. The changelog names those of earlier versions."""
+    for code in code_spans(document.read_text()):
+        if not code.startswith("ns-"):  # those are parsed above
+            assert set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", code)) <= known_options, code
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_every_script_call_is_one(document):
+    text = document.read_text()
+    for line in [*bash_lines(text), *code_spans(text)]:
+        if re.match(r"(python|bash) scripts/", line):
+            path, *arguments = shlex.split(line, comments=True)[1:]
+            assert (ROOT / path).is_file(), line
+            options = {word for word in arguments if word.startswith("--")}
+            assert path.endswith(".sh") or options <= script_options(ROOT / path), line
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_every_path_and_link_exists(document):
+    text = document.read_text()
+    prose = re.sub(r"`[^`\n]*`", "", without_code_blocks(text))
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(#[^)\s]*)?\)", prose):
+        if not target.startswith("http"):
+            path = document.parent / target if target else document
+            assert path.exists(), f"link to {target}"
+            assert not anchor or anchor[1:] in anchors_in(path), f"link to {target}{anchor}"
+    if document.parent == FOR_NERFSTUDIO or document.name == "CHANGELOG.md":
+        return  # they name paths of nerfstudio's repository and of earlier versions
+    named = r"(?<![\w./-])(?:scripts|tests|docs|mobiler2l_ns|method_configs)/[\w./-]*(?![\w./<*-])"
+    for path in re.findall(named, "\n".join([*code_spans(text), *bash_lines(text)])):
+        assert (ROOT / path).exists(), path
+
+
+def anchors_in(document: Path) -> set:
+    """The link targets that GitHub makes of a document's headings."""
+    headings = re.findall(r"^#+ (.+)$", without_code_blocks(document.read_text()), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+# -- dataparsers and methods ------------------------------------------------------------------------------------------
+
+
+def parsers_named_in(text: str) -> set:
+    """Everything in a text that is written like a dataparser's name."""
+    return set(re.findall(r"(?<![\w/-])[a-z0-9]+(?:-[a-z0-9]+)*-data\b(?![\w/-])", text)) - NOT_PARSERS
+
+
+def test_every_dataparser_is_one():
+    """In the documents, and in the code's messages and defaults."""
+    from nerfstudio.configs.dataparser_configs import all_dataparsers
+
+    assert parsers_named_in("`colmap-data`, or instantngp-data.") == {"colmap-data", "instantngp-data"}
+    sources = [*DOCUMENTS, *(ROOT / "mobiler2l_ns").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]
+    for source in sources:
+        assert parsers_named_in(source.read_text()) <= set(all_dataparsers), source
+    assert "`colmap`" in (ROOT / "README.md").read_text() and "colmap" in all_dataparsers
+
+
+def test_methods_are_listed():
+    """The page of commands and both files for nerfstudio name every method and no other."""
+    from mobiler2l_ns import method_configs
+
+    methods = {getattr(method_configs, name).config.method_name for name in method_configs.__all__}
+    for document in (ROOT / "docs" / "commands.md", FOR_NERFSTUDIO / "mobiler2l.md"):
+        assert set(re.findall(r"^\| `([a-z0-9-]+)` +\|", document.read_text(), re.M)) & methods == methods
+    spec = importlib.util.spec_from_file_location("external_method", FOR_NERFSTUDIO / "external_method.py")
+    entry = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(entry)
+    added = entry.external_methods.pop()
+    assert {slug for slug, _ in added.configurations} == methods and "MobileR2L" in added.instructions
+
+
+# -- form -------------------------------------------------------------------------------------------------------------
+
+
+def table_problems(text: str) -> list:
+    """Lines that a table takes in although they are no rows, rows of another length, and headers without a rule."""
+    problems, columns, previous = [], 0, ""
+    for line in without_code_blocks(text).splitlines():
+        cells = len(re.findall(r"(?<!\\)\|", line)) - 1
+        if line.lstrip().startswith("|"):
+            rule = re.fullmatch(r"\s*\|(\s*:?-+:?\s*\|)+", line)
+            if columns and cells != columns or not columns and previous.strip() and not rule:
+                problems.append(line)
+            columns = cells
+        elif columns:
+            if line.strip():
+                problems.append(line)
+            columns = 0
+        previous = line
+    return problems
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_tables_are_whole(document):
+    assert table_problems(document.read_text()) == []
+
+
+def test_a_broken_table_is_found():
+    table = "Text.\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
+    assert table_problems(table + "\nA sentence.") == []
+    assert table_problems(table + "A sentence.") == ["A sentence."]
+    assert table_problems(table + "| 1 |\n") == ["| 1 |"]
+    assert table_problems("Text.\n| a | b |\n|---|---|\n") == ["| a | b |"]
+
+
+def test_readme_is_short():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= README_LINES
+    for row in (line for line in lines if line.startswith("|")):
+        assert max(len(cell.strip()) for cell in row.split("|")) <= CELL_CHARACTERS, row
+
+
+def test_hooks_have_the_pinned_ruff():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    pins = {pin for hook in hooks for pin in hook.get("additional_dependencies", [])}
+    assert len(pins) == 1 and f'"{pins.pop()}"' in (ROOT / "pyproject.toml").read_text()
