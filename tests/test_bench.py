@@ -1,13 +1,20 @@
-"""The benchmark of distillation: its exact teacher is the demo scene, and a tiny run of it gives honest figures."""
+"""The benchmark of distillation: its exact teacher is the demo scene, and its runs record what they should."""
 
+import copy
 import json
 import math
+import subprocess
 import sys
+import time
+from pathlib import Path
 
-import bench_distillation as bench
 import numpy as np
 import pytest
 import torch
+from bench import common, distillation, recipes, training
+from bench.exact_teacher import ExactTeacher
+from bench.training import Run, Score
+from builders import stub_teacher_config
 from demo_scene import cameras as poses
 from demo_scene import tracer
 
@@ -16,13 +23,15 @@ from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.student.network import NetworkConfig
 from mobiler2l_ns.training.metrics import psnr
 
+BENCH = Path(__file__).parents[1] / "scripts" / "bench"
+FIND_MODULES = "    sys.path[0] = str(Path(__file__).resolve().parents[1])\n"
 SIZE = 32
 FOCAL = 0.5 * SIZE / math.tan(0.5 * poses.CAMERA_ANGLE_X)
 
 
 @pytest.fixture(scope="module")
 def island():
-    return bench.Island(0, side=2)
+    return ExactTeacher(0, side=2)
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +61,16 @@ def test_the_exact_teachers_depth_is_z(island, matrix):
 
 
 def test_first_point_at_a_level():
-    run = bench.Run("m", 0, 30, curve=[bench.Score(10, 1.0, 4, 15.0), bench.Score(20, 2.0, 8, 17.0)])
+    run = Run("m", 0, 30, curve=[Score(10, 1.0, 4, 15.0), Score(20, 2.0, 8, 17.0)])
     assert run.first_at(16.0).step == 20 and run.first_at(15.0).step == 10 and run.first_at(18.0) is None
 
 
 def test_a_tiny_comparison(tmp_path, monkeypatch):
     network = NetworkConfig(depth=6, width=16, sr_widths=(8, 8, 8))
-    tiny = bench.Setting(SIZE, network, "mobiler2l-small", paper_steps=24, paper_frames=3, test_views=2)
-    monkeypatch.setitem(bench.SETTINGS, "cpu", tiny)
-    monkeypatch.setattr(sys, "argv", ["bench", "--seeds", "5", "--output", str(tmp_path)])
-    bench.main()
+    tiny = recipes.Setting(SIZE, network, "mobiler2l-small", paper_steps=24, paper_views=3, test_views=2)
+    monkeypatch.setitem(recipes.SETTINGS, "cpu", tiny)
+    monkeypatch.setattr(sys, "argv", ["distillation.py", "--seeds", "5", "--output", str(tmp_path)])
+    distillation.main()
     results = json.loads((tmp_path / "distillation-recipes-cpu.json").read_text())
     assert (tmp_path / "distillation-recipes-cpu.png").stat().st_size > 10_000
     assert len(results["speedup_seconds"]) == len(results["gain_db"]) == 1 and results["resolution"] == "32x32"
@@ -74,21 +83,105 @@ def test_a_tiny_comparison(tmp_path, monkeypatch):
         assert seconds == sorted(seconds) and run["teacher_seconds"] <= run["seconds"]
     # All three pseudo views were rendered before the published recipe's first step, and none after.
     assert {point["views"] for point in published["curve"]} == {3}
-    assert results["gain_db"][0] == pytest.approx(full["curve"][-1]["psnr"] - published["curve"][-1]["psnr"], abs=3)
+    target = published["curve"][-1]
+    in_time = [point["psnr"] for point in full["curve"] if point["seconds"] <= target["seconds"]]
+    assert results["gain_db"] == [pytest.approx(in_time[-1] - target["psnr"], abs=0.006)]
+    sooner = [point for run in (short, full) for point in run["curve"] if point["psnr"] >= target["psnr"]]
+    for name, key in (("speedup_seconds", "seconds"), ("speedup_steps", "step")):
+        expected = target[key] / sooner[0][key] if sooner else 0.0
+        assert results[name] == [pytest.approx(expected, abs=0.006)]
+    assert results["command"] == f"python scripts/bench/distillation.py --seeds 5 --output {tmp_path}"
+
+
+def test_gain_and_speed_up_by_hand():
+    published = Run("paper", 0, 100, curve=[Score(50, 5.0, 8, 14.0), Score(100, 10.0, 8, 16.0)])
+    short = Run("ours", 0, 10, curve=[Score(5, 1.0, 2, 13.0), Score(10, 2.0, 4, 15.9)])
+    full = Run("ours", 0, 80, curve=[Score(20, 4.0, 5, 16.2), Score(40, 9.0, 9, 18.5), Score(80, 12.0, 9, 20.0)])
+    found = recipes.compare(published, short, full)
+    assert found == {"speedup_seconds": 2.5, "speedup_steps": 5.0, "gain_db": 2.5}  # 20.0 dB came too late
+    full.curve[0].psnr = full.curve[1].psnr = full.curve[2].psnr = 15.0
+    assert recipes.compare(published, short, full) == {"speedup_seconds": 0.0, "speedup_steps": 0.0, "gain_db": -1.0}
+
+
+@pytest.fixture
+def run_on_stub(student_config, stub_teacher, tmp_path):
+    """Trains a tiny student of the unit ball from 16 teacher views, scored on a view that it was not trained on."""
+    matrix = torch.from_numpy(poses.look_at(np.array([3.0, 2.0, 2.1]))[None, :3]).float()
+    camera = pinhole_cameras(matrix, FOCAL, SIZE, SIZE)
+    target = stub_teacher.render(camera)
+
+    def run(seed, steps, num_scores=4, tile_cells=None, slow=0.0):
+        def score(trainer):
+            time.sleep(slow)
+            return psnr(trainer.pipeline.model.get_outputs_for_camera(camera)["rgb"].clamp(0, 1), target)
+
+        config = copy.deepcopy(student_config)
+        config.max_num_iterations, config.pipeline.model.export_when_done = steps, False
+        config.pipeline.finetuning.steps = 0
+        datamanager = config.pipeline.datamanager
+        datamanager.teacher = stub_teacher_config(stub_teacher, tmp_path)
+        datamanager.pool_views = datamanager.initial_views = 16
+        datamanager.photo_share, datamanager.tile_cells = 0.0, tile_cells
+        return training.train(config, seed, score, num_scores)[0]
+
+    return run
+
+
+def test_the_curve_rises(run_on_stub):
+    curve = run_on_stub(seed=0, steps=120).curve
+    assert [point.step for point in curve] == [30, 60, 90, 120]
+    assert curve[-1].psnr > curve[0].psnr + 3  # 12.5 -> 17.4 dB when this was written
+
+
+def test_equal_seeds_give_equal_curves(run_on_stub):
+    first, again, other = ([point.psnr for point in run_on_stub(seed, steps=8).curve] for seed in (0, 0, 1))
+    assert len(first) == 4 and first == again != other
+
+
+def test_views_are_counted_in_whole_views(run_on_stub, stub_teacher):
+    before = stub_teacher.renders
+    assert {point.views for point in run_on_stub(seed=0, steps=2).curve} == {16}
+    # Tiles of 2 x 2 out of 4 x 4 ray-grid cells: each of the 16 is a quarter of a view.
+    assert {point.views for point in run_on_stub(seed=0, steps=2, tile_cells=2).curve} == {4}
+    assert stub_teacher.renders == before + 32
+
+
+def test_seconds_are_without_scoring(run_on_stub):
+    start = time.perf_counter()
+    run = run_on_stub(seed=0, steps=2, num_scores=2, slow=0.3)
+    assert len(run.curve) == 2 and run.seconds < time.perf_counter() - start - 0.6
+
+
+@pytest.mark.parametrize("platform, peak", [("darwin", 5000), ("linux", 5000 * 1024)])
+def test_peak_memory_is_in_bytes(monkeypatch, platform, peak):
+    monkeypatch.setattr(common.sys, "platform", platform)
+    monkeypatch.setattr(common.resource, "getrusage", lambda who: type("Usage", (), {"ru_maxrss": 5000}))
+    assert common.peak_memory(common.CPU) == peak
+
+
+def test_each_benchmark_runs_as_a_file(tmp_path):
+    """The quickest of them for real, from another folder; the others find their modules with the same lines."""
+    scripts = [path for path in BENCH.glob("*.py") if "def main()" in path.read_text()]
+    assert len(scripts) == 7
+    for script in scripts:
+        assert 'if __name__ == "__main__":' in (text := script.read_text()) and FIND_MODULES in text, script.name
+    command = [sys.executable, BENCH / "plugin_import.py", "--help"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0 and "--runs" in process.stdout, process.stderr
 
 
 def test_a_missing_capture_ends_in_a_sentence(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["bench", "--data", "nowhere"])
+    monkeypatch.setattr(sys, "argv", ["distillation.py", "--data", "nowhere"])
     with pytest.raises(UserError, match="no folder nowhere"):
-        bench.main()
+        distillation.main()
 
 
 def test_a_real_teacher_and_photos(workspace, capture, tmp_path, monkeypatch):
     """Twelve steps, the last three of them fine-tuning: figures of held-out photos, nothing on disk."""
     (teacher,) = (workspace / "outputs" / capture.name / "mobiler2l-teacher-small").glob("*/config.yml")
     arguments = ["--data", str(capture), "--teacher", str(teacher), "--steps", "12", "--output", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["bench", *arguments])
-    bench.main()
+    monkeypatch.setattr(sys, "argv", ["distillation.py", *arguments])
+    distillation.main()
     results = json.loads((tmp_path / "distillation-capture.json").read_text())
     assert (results["resolution"], results["held_out_photos"]) == ("32x32", 2)
     assert results["gap_db"] == pytest.approx(results["psnr"]["teacher"] - results["psnr"]["student"], abs=2e-3)
@@ -97,7 +190,7 @@ def test_a_real_teacher_and_photos(workspace, capture, tmp_path, monkeypatch):
     before = run["curve"][8]["psnr"]
     assert results["fine_tuning"] == {"held_out_before": before, "held_out_after": run["curve"][-1]["psnr"]}
     assert results["psnr"]["student"] == pytest.approx(run["curve"][-1]["psnr"], abs=1e-3)
-    assert results["pseudo_data_bytes_on_disk"] == 0 and results["pool_bytes"] > 0
+    assert results["teacher_view_bytes_on_disk"] == 0 and results["pool_bytes"] > 0
     last_third = [point["psnr"] for point in run["curve"][8:]]
     falls = [a - b for a, b in zip(last_third, last_third[1:])]
     assert results["largest_fall_in_last_third_db"] == pytest.approx(max(0.0, *falls), abs=2e-3)

@@ -3,17 +3,18 @@
 import json
 import sys
 
-import bench_export
 import numpy as np
 import pytest
 import torch
+from bench import export as bench_export
+from bench import published_files
 from test_export import write_run
 
 from mobiler2l_ns.errors import UserError
 
 
 def bench(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["bench_export.py", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["export.py", *map(str, arguments)])
     bench_export.main()
 
 
@@ -37,15 +38,15 @@ def test_a_tiny_comparison(tmp_path, monkeypatch):
 def test_the_other_side_is_the_published_one():
     """Its Sampler and Embedder are as large as the release's (1.6 and 5.8 MB), and say what ours say."""
     student = bench_export.published_student(bench_export.Options())
-    graphs = bench_export.reference_graphs(student)
+    graphs = published_files.reference_graphs(student)
     sizes = {name: len(graph.SerializeToString()) / 1e6 for name, graph in graphs.items()}
     assert 1.2 < sizes["sampler"] < 1.7 and 5.7 < sizes["embedder"] < 5.9
     assert "Erf" in {node.op_type for node in graphs["network"].graph.node}
     pose = torch.linalg.qr(torch.randn(3, 3))[0][None, None], torch.randn(1, 1, 1, 3)
     feed = {"c2w33": pose[0].numpy(), "c2w13": pose[1].numpy()}
-    (points,) = bench_export.session(graphs["sampler"], 1).run(None, feed)
+    (points,) = published_files.session(graphs["sampler"], 1).run(None, feed)
     np.testing.assert_allclose(points, student.sampler(*pose).numpy(), atol=1e-5)
-    (codes,) = bench_export.session(graphs["embedder"], 1).run(None, {"rays": points})
+    (codes,) = published_files.session(graphs["embedder"], 1).run(None, {"rays": points})
     np.testing.assert_allclose(codes, student.embedder(torch.from_numpy(points)).numpy(), atol=1e-4)
 
 

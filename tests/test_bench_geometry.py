@@ -4,14 +4,15 @@ import json
 import shutil
 import sys
 
-import bench_geometry as bench
 import pytest
 import torch
+from bench import geometry as bench
+from bench.training import train
+from builders import stub_teacher_config
 from demo_scene.cameras import TARGET
+from mobiler2l_ns.method_configs import mobiler2l_small
 
-from mobiler2l_ns import datamanager as module
 from mobiler2l_ns.cameras import ray_lengths
-from mobiler2l_ns.datamanager import DistillationDataManager
 from mobiler2l_ns.errors import UserError
 
 
@@ -22,15 +23,15 @@ def views(student_config):
 
 
 @pytest.fixture
-def stubbed(stub_teacher, monkeypatch):
+def stubbed(stub_teacher, monkeypatch, tmp_path):
     """The stub in place of a trained teacher."""
-    monkeypatch.setattr(module, "FrozenTeacher", lambda path, device: stub_teacher)
-    monkeypatch.setattr(DistillationDataManager, "_adopt_teacher", lambda self, config: None)
+    datamanager = mobiler2l_small.config.pipeline.datamanager
+    monkeypatch.setattr(datamanager, "teacher", stub_teacher_config(stub_teacher, tmp_path))
     return stub_teacher
 
 
 def main(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["bench_geometry.py", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["geometry.py", *map(str, arguments)])
     bench.main()
 
 
@@ -79,7 +80,7 @@ def test_both_students_see_the_same(capture, stubbed, tmp_path):
     seen = []
     for outputs in ("rgb", "rgbad"):
         options = type("Options", (), {"data": capture, "teacher": tmp_path, "steps": 1, "teacher_views": 2})
-        _, trainer = bench.train(bench.student_config(options, outputs, tmp_path / outputs), 0, lambda trainer: 0.0, 1)
+        _, trainer = train(bench.student_config(options, outputs, tmp_path / outputs), 0, lambda trainer: 0.0, 1)
         datamanager = trainer.pipeline.datamanager
         seen.append((datamanager.pool.c2w, datamanager.next_train(1)[1]["image"]))
     for ours, theirs in zip(*seen):

@@ -4,9 +4,9 @@ import copy
 import json
 import sys
 
-import bench_teacher
 import pytest
 import torch
+from bench import teacher as bench_teacher
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.field_components.encodings import HashEncoding
@@ -31,7 +31,7 @@ def teacher(capture, tmp_path):
 
 
 def bench(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["bench_teacher.py", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["teacher.py", *map(str, arguments)])
     monkeypatch.setattr(fast_nerfacto, "GRID_RESOLUTION", 16)
     bench_teacher.main()
 

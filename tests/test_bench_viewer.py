@@ -3,16 +3,16 @@
 import json
 import sys
 
-import bench_viewer
 import pytest
 import torch
+from bench import viewer as bench_viewer
 from test_export import make_student, write_run
 
 
 def test_figures_of_a_tiny_student(tmp_path, monkeypatch):
     student, path = write_run(tmp_path / "run"), tmp_path / "new" / "viewer.json"
     arguments = ["--student", student, "--size", "24", "--rounds", "3", "--threads", "1", "--json", path]
-    monkeypatch.setattr(sys, "argv", ["bench_viewer.py", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["viewer.py", *map(str, arguments)])
     bench_viewer.main()
     figures = json.loads(path.read_text())
     assert figures["resolution"] == [24, 24] and figures["machine"]["threads"] == 1

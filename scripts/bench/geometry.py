@@ -1,38 +1,37 @@
 """What alpha and depth cost a student in colours, and how right they are.
 
-    python scripts/bench_geometry.py --data data/demo --teacher outputs/demo/mobiler2l-teacher-small/TIME/config.yml
+    python scripts/bench/geometry.py --data data/demo --teacher outputs/demo/mobiler2l-teacher-small/TIME/config.yml
 
 A demo scene (scripts/make_demo_scene.py) comes with exact depth. For each seed two students are trained, one with
-colours alone and one with alpha and depth, from the same teacher views in the same batches, and both are judged on
+colours alone and one with alpha and depth, from the same teacher views in the same batches, and both are compared with
 held-out views. Nothing depends on a clock, so a run can be repeated.
 """
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple
 
+if __name__ == "__main__":  # modules are found in scripts/, not in scripts/bench/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import numpy as np
 import torch
-from bench_distillation import device_type, method_config, train
-from bench_teacher import machine, write_figures
 from demo_scene.cameras import TARGET
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from bench.common import console, default_device, describe, mean, new_table, with_machine, write_figures
+from bench.training import method_config, train
 from mobiler2l_ns.cameras import ray_lengths
 from mobiler2l_ns.data.photos import load_photos
-from mobiler2l_ns.datamanager import DistillationDataManager
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.comparison import held_out_dataset
 from mobiler2l_ns.teacher.frozen import Teacher
 from mobiler2l_ns.trainer import DistillationTrainerConfig
 from mobiler2l_ns.training.metrics import psnr
-
-console = Console()
 
 
 class View(NamedTuple):
@@ -45,15 +44,6 @@ class View(NamedTuple):
     """(H, W, 1)"""
     distance: Tensor
     """(H, W, 1) along the ray, inf where it hits nothing."""
-
-
-class RepeatableDataManager(DistillationDataManager):
-    """Draws the same numbers whatever the network that was built before it."""
-
-    def _replenish(self) -> None:
-        if self.started is None:
-            torch.manual_seed(torch.initial_seed())
-        super()._replenish()
 
 
 def load_views(config) -> List[View]:
@@ -90,14 +80,14 @@ def judge(render: Callable[[Cameras], Dict[str, Tensor]], views: List[View]) -> 
         seen = (view.alpha > 0.5) & view.distance.isfinite()
         depth.append((outputs["depth"] - view.distance)[seen].abs())
     return {
-        "psnr": round(float(np.mean(colour)), 3),
+        "psnr": mean(colour),
         "alpha_error": round(float(np.mean(alpha)), 5),
         "depth_error": round(float(torch.cat(depth).median() / away), 5),
     }
 
 
 def teacher_outputs(teacher: Teacher) -> Callable[[Cameras], Dict[str, Tensor]]:
-    """A teacher's picture under the names of a student's."""
+    """A teacher's view under the names of a student's outputs."""
 
     def render(camera: Cameras) -> Dict[str, Tensor]:
         rgb, accumulation, z = teacher.render_all(camera).cpu().split((3, 1, 1), dim=-1)
@@ -112,7 +102,7 @@ def student_config(options: argparse.Namespace, outputs: str, folder: Path) -> D
     config.max_num_iterations, config.pipeline.finetuning.steps = options.steps, 0
     config.pipeline.model.outputs = outputs
     datamanager = config.pipeline.datamanager
-    datamanager._target, datamanager.teacher = RepeatableDataManager, options.teacher
+    datamanager.teacher.load_config = options.teacher
     datamanager.pool_views = datamanager.initial_views = options.teacher_views
     datamanager.teacher_share = datamanager.filling_share = 0.0
     return config
@@ -137,7 +127,6 @@ def measure(options: argparse.Namespace) -> Dict:
                 taught = taught or judge(teacher_outputs(trainer.pipeline.datamanager.teacher), views)
     plain, full = ([run for run in runs if run["outputs"] == name] for name in ("rgb", "rgbad"))
     return {
-        "machine": machine(torch.device(device_type())),
         "scene": options.data.name,
         "steps": options.steps,
         "teacher_views": options.teacher_views,
@@ -151,17 +140,15 @@ def measure(options: argparse.Namespace) -> Dict:
 
 def show(figures: Dict) -> None:
     """Prints the figures as a table."""
-    where = ", ".join(f"{key} {value}" for key, value in figures["machine"].items())
-    table = Table(title=f"{figures['steps']} steps, {figures['teacher_views']} teacher views")
-    for heading in ("", "seed", "PSNR [dB]", "alpha error", "depth error"):
-        table.add_column(heading, justify="right" if heading else "left")
+    title = f"{figures['steps']} steps, {figures['teacher_views']} teacher views"
+    table = new_table(title, "", "seed", "PSNR [dB]", "alpha error", "depth error")
     for row in ({"outputs": "teacher", "seed": "", **figures["teacher"]}, *figures["runs"]):
         errors = [f"{row[name]:.4f}" if name in row else "" for name in ("alpha_error", "depth_error")]
         table.add_row(row["outputs"], str(row["seed"]), f"{row['psnr']:.2f}", *errors)
     console.print(table)
     console.print(
         f"alpha and depth cost {', '.join(f'{lost:.2f}' for lost in figures['db_lost'])} dB (less than 0: gained); "
-        f"depth error is relative to the camera's distance; {where}"
+        f"depth error is relative to the camera's distance; {describe(figures)}"
     )
 
 
@@ -178,7 +165,7 @@ def main() -> None:
     if not options.data.is_dir():
         raise UserError(f"there is no folder {options.data}: pass a demo scene with --data.")
     options.data = options.data.resolve()
-    figures = measure(options)
+    figures = with_machine(measure(options), default_device())
     show(figures)
     write_figures(figures, options.json)
 

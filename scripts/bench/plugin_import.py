@@ -1,6 +1,6 @@
 """What the plugin costs every ns-* command: seconds of nerfstudio's imports, and of ours on top.
 
-    python scripts/bench_import.py --json docs/benchmarks/import.json
+    python scripts/bench/plugin_import.py --json docs/benchmarks/import.json
 
 Each run is a process of its own, in which nerfstudio is imported without our entry points, then they are loaded as
 nerfstudio would. Two processes with and without us would differ by more than what is measured.
@@ -14,7 +14,10 @@ from pathlib import Path
 from statistics import median
 from typing import Dict
 
-from bench_teacher import console, machine, write_figures
+if __name__ == "__main__":  # modules are found in scripts/, not in scripts/bench/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from bench.common import CPU, console, with_machine, write_figures
 
 RUN = """
 import contextlib, importlib.metadata, io, json, time
@@ -68,11 +71,9 @@ def main() -> None:
     """Reads the command line, measures and writes the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5, help="processes, of which the median counts")
-    parser.add_argument("--json", type=Path, help="where the figures are written")
+    parser.add_argument("--json", type=Path, help="for the figures")
     arguments = parser.parse_args()
-    import torch
-
-    figures = {"machine": machine(torch.device("cpu")), **measure(arguments.runs)}
+    figures = with_machine(measure(arguments.runs), CPU)
     seconds = figures["cpu_seconds_of_ns_train_help"]
     console.print(
         f"ns-train --help: nerfstudio {seconds['nerfstudio']:.2f} s, our {figures['methods']} methods "

@@ -1,35 +1,32 @@
 """How fast and how well a frozen teacher renders, beside the same nerfacto in stock nerfstudio.
 
-    python scripts/bench_teacher.py --teacher outputs/SCENE/METHOD/TIME/config.yml
+    python scripts/bench/teacher.py --teacher outputs/SCENE/METHOD/TIME/config.yml
 
 Both render the cameras of held-out photos in one process, one camera after the other, so that whatever else the
 machine does slows both down.
 """
 
 import argparse
-import json
-import os
-import platform
-import resource
+import sys
 import time
 from pathlib import Path
 from typing import Dict, Optional
 
+if __name__ == "__main__":  # modules are found in scripts/, not in scripts/bench/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import torch
 from nerfstudio.field_components.encodings import HashEncoding
 from nerfstudio.models.base_model import Model
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
+from bench.common import console, default_device, describe, new_table, with_machine, write_figures
 from mobiler2l_ns.checkpoints import load_model, read_config
 from mobiler2l_ns.data.photos import PhotoSet, load_photos
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.comparison import held_out_dataset
 from mobiler2l_ns.teacher.frozen import FrozenTeacher
 from mobiler2l_ns.training.metrics import psnr
-
-console = Console()
 
 
 def load_stock(config_path: Path, device) -> Model:
@@ -68,17 +65,16 @@ def measure(config_path: Path, photos: PhotoSet, device) -> Dict:
     }
     seconds, quality = dict.fromkeys(renderers, 0.0), dict.fromkeys(renderers, 0.0)
     for render in renderers.values():
-        render(photos.cameras[:1])  # the first picture pays for what is set up once
+        render(photos.cameras[:1])  # the first view includes what is set up once
     for camera, target in track(photos, "Rendering held-out views", console=console, transient=True):
         for name, render in renderers.items():
             start = _now(device)
-            picture = render(camera)
+            view = render(camera)
             seconds[name] += _now(device) - start
-            quality[name] += psnr(picture, target) / len(photos)
+            quality[name] += psnr(view, target) / len(photos)
     height, width = photos.images.shape[1:3]
     speed = {name: len(photos) * height * width / value for name, value in seconds.items()}
     return {
-        "machine": machine(device),
         "teacher": "/".join(Path(config_path).parts[-4:]),
         "views": len(photos),
         "resolution": [width, height],
@@ -86,7 +82,6 @@ def measure(config_path: Path, photos: PhotoSet, device) -> Dict:
         "ratio": round(speed["ours"] / speed["stock"], 2),
         "psnr": {name: round(value, 3) for name, value in quality.items()},
         "db_lost": round(quality["stock"] - quality["ours"], 3),
-        "peak_memory_mb": round(peak_memory(device) / 1e6),
     }
 
 
@@ -96,53 +91,18 @@ def _now(device) -> float:
     return time.perf_counter()
 
 
-def machine(device) -> Dict:
-    """What the figures belong to: the GPU, or the CPU with its cores and the threads that torch uses."""
-    if device.type == "cuda":
-        return {"gpu": device_name(device)}
-    return {"cpu": device_name(device), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-
-
-def device_name(device) -> str:
-    """What the maker calls a GPU, or else the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def peak_memory(device) -> int:
-    """Most bytes in use so far, by both renderers together: on the GPU, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def show(figures: Dict) -> None:
     """Prints the figures as a table."""
     width, height = figures["resolution"]
-    where = ", ".join(f"{key} {value}" for key, value in figures["machine"].items())
-    table = Table(title=f"{figures['views']} held-out views at {width}x{height}")
-    for heading in ("", "rays/s", "PSNR against photos"):
-        table.add_column(heading, justify="right")
+    title = f"{figures['views']} held-out views at {width}x{height}"
+    table = new_table(title, "", "rays/s", "PSNR against photos")
     for row, label in {"stock": "nerfstudio", "ours": "frozen teacher"}.items():
         table.add_row(label, f"{figures['rays_per_second'][row]:,}", f"{figures['psnr'][row]:.2f} dB")
     console.print(table)
     console.print(
-        f"{figures['ratio']:.1f} times as fast, {figures['db_lost']:.2f} dB lost (less than 0: gained), "
-        f"peak memory of both together {figures['peak_memory_mb']:,} MB; {where}"
+        f"{figures['ratio']:.1f} times as fast, {figures['db_lost']:.2f} dB lost (less than 0: gained); "
+        f"{describe(figures)} (both renderers together)"
     )
-
-
-def write_figures(figures: Dict, path: Path) -> None:
-    """Writes figures as JSON; a UserError where that cannot be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error}): name another file with --json.") from error
 
 
 def main() -> None:
@@ -151,15 +111,15 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, required=True, help="config.yml of a nerfacto run")
     parser.add_argument("--data", type=Path, help="the capture, where it is not where the teacher was trained")
     parser.add_argument("--num-views", type=int, default=8, help="held-out photos, spread over the split")
-    parser.add_argument("--max-side", type=int, default=320, help="longer side of the pictures in pixels")
-    parser.add_argument("--json", type=Path, help="where the figures are written")
+    parser.add_argument("--max-side", type=int, default=320, help="longer side of the views in pixels")
+    parser.add_argument("--json", type=Path, help="for the figures")
     arguments = parser.parse_args()
     if arguments.num_views < 1 or arguments.max_side < 1:
         raise UserError("--num-views and --max-side must be at least 1.")
     config_path = arguments.teacher / "config.yml" if arguments.teacher.is_dir() else arguments.teacher
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     photos = load_held_out(config_path, arguments.data, arguments.num_views, arguments.max_side, device)
-    figures = measure(config_path, photos, device)
+    figures = with_machine(measure(config_path, photos, device), device)
     show(figures)
     if arguments.json is not None:
         write_figures(figures, arguments.json)

@@ -1,6 +1,6 @@
 """How far the mesh that `ns-export tsdf` makes of a student lies from the demo scene's exact surface.
 
-    python scripts/bench_mesh.py --student outputs/demo/mobiler2l-small/TIME/config.yml
+    python scripts/bench/mesh.py --student outputs/demo/mobiler2l-small/TIME/config.yml
 
 Distances are relative to the scene's radius: the largest distance of its surface from the point that all cameras look
 at. Accuracy is measured from points evenly spread over the mesh to the exact surface, completeness from the points of
@@ -14,19 +14,20 @@ import tempfile
 from pathlib import Path
 from typing import Dict, List
 
+if __name__ == "__main__":  # modules are found in scripts/, not in scripts/bench/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import numpy as np
 import open3d as o3d
 import torch
 import trimesh
-from bench_geometry import load_views
-from bench_teacher import write_figures
 from demo_scene.cameras import TARGET
-from rich.console import Console
 
+from bench.common import CPU, console, with_machine, write_figures
+from bench.geometry import load_views
 from mobiler2l_ns.checkpoints import load_dataparser_transform, read_config
 from mobiler2l_ns.errors import UserError
 
-console = Console()
 OPTIONS = ["--texture-method", "tsdf", "--use-bounding-box", "False"]
 NUM_POINTS = 20000
 
@@ -83,7 +84,7 @@ def measure(config_path: Path) -> Dict:
     return {
         "scene": data.name,
         "method": config.method_name,
-        "command": " ".join(["ns-export tsdf", *OPTIONS]),
+        "export": " ".join(["ns-export tsdf", *OPTIONS]),
         "scene_radius": round(radius, 4),
         "vertices": len(mesh.vertices),
         **judge(mesh, exact, visible_points(config), radius),
@@ -96,7 +97,7 @@ def main() -> None:
     parser.add_argument("--student", type=Path, required=True, help="config.yml of a student of a demo scene")
     parser.add_argument("--json", type=Path, default=Path("docs/benchmarks/mesh-demo.json"), help="for the figures")
     options = parser.parse_args()
-    figures = measure(options.student.resolve())
+    figures = with_machine(measure(options.student.resolve()), CPU)
     accuracy, completeness = figures["accuracy"], figures["completeness"]
     console.print(
         f"Mesh to surface: {accuracy['p50']:.2%} of the scene's radius at the median, {accuracy['p90']:.2%} for the "

@@ -1,0 +1,1 @@
+"""Benchmarks; docs/benchmarks/README.md lists their commands and results."""

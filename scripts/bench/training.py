@@ -1,0 +1,150 @@
+"""Trains students through their own nerfstudio trainers and records PSNR against steps, seconds and teacher views.
+
+The clock of a run starts before its datamanager is built, so everything that the teacher renders is counted; only the
+scoring of held-out views is left out.
+"""
+
+import copy
+import random
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, Iterator, List, Optional, Tuple
+
+import numpy as np
+import torch
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
+from nerfstudio.engine.callbacks import TrainingCallbackLocation
+from nerfstudio.utils import writer
+
+from bench.common import console, default_device
+from mobiler2l_ns import method_configs
+from mobiler2l_ns.student.network import count_parameters
+from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig
+
+ScoreFunction = Callable[[DistillationTrainer], float]
+
+
+@dataclass
+class Score:
+    """One point of a curve."""
+
+    step: int
+    seconds: float
+    views: int
+    """Teacher views rendered so far, in whole views."""
+    psnr: float
+
+
+@dataclass
+class Run:
+    """One training run and its curve."""
+
+    method: str
+    seed: int
+    steps: int
+    parameters: int = 0
+    seconds: float = 0.0
+    teacher_seconds: float = 0.0
+    pool_bytes: int = 0
+    curve: List[Score] = field(default_factory=list)
+
+    def first_at(self, level: float) -> Optional[Score]:
+        """The first point of the curve at or above a PSNR."""
+        return next((score for score in self.curve if score.psnr >= level), None)
+
+
+def method_config(method: str, data: Path, parser: DataParserConfig, outputs: Path) -> DistillationTrainerConfig:
+    """A method's config for a capture, without export."""
+    config = copy.deepcopy(getattr(method_configs, method.replace("-", "_")).config)
+    config.machine.device_type, config.vis = default_device().type, "tensorboard"
+    config.data, config.output_dir, config.pipeline.model.export_when_done = data, outputs, False
+    config.pipeline.datamanager.data, config.pipeline.datamanager.dataparser = data, parser
+    return config
+
+
+def train(
+    config: DistillationTrainerConfig,
+    seed: int,
+    score: ScoreFunction,
+    num_scores: int,
+    also_at: Tuple[int, ...] = (),
+) -> Tuple[Run, DistillationTrainer]:
+    """Trains a student through its nerfstudio trainer.
+
+    Args:
+        config: Its method's config.
+        seed: Of all random numbers.
+        score: PSNR of the student in its present state; its seconds do not count.
+        num_scores: How many points the curve has, evenly spaced in steps.
+        also_at: Numbers of steps with a point of their own.
+
+    Returns:
+        The run's figures and the trainer.
+    """
+    for seeded in (random.seed, np.random.seed, torch.manual_seed):
+        seeded(seed)
+    steps = config.max_num_iterations
+    stopwatch = Stopwatch()
+    trainer = config.setup(local_rank=0, world_size=1)
+    trainer.setup("val")
+    # A network draws as many numbers as it has weights: without this its size would change views and batches.
+    torch.manual_seed(seed)
+    trainer.stop_training = False
+    run = Run(config.method_name, seed, steps, count_parameters(trainer.pipeline.model.network))
+    for step in range(steps):
+        take_step(trainer, step)
+        last = step + 1 == steps or trainer.stop_training
+        if last or step + 1 in also_at or (step + 1) * num_scores // steps > step * num_scores // steps:
+            add_score(run, trainer, step + 1, score, stopwatch)
+        if last:
+            break
+    writer.EVENT_WRITERS.clear()  # nerfstudio keeps them for good; the folder that they write to will be gone
+    statistics = trainer.pipeline.datamanager.statistics()
+    run.teacher_seconds, run.pool_bytes = statistics["teacher_seconds"], statistics["bytes"]
+    return run, trainer
+
+
+class Stopwatch:
+    """Seconds since it was made, without those of its pauses."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Seconds until now."""
+        return time.perf_counter() - self.start
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Around what does not count."""
+        before = time.perf_counter()
+        yield
+        self.start += time.perf_counter() - before
+
+
+def take_step(trainer: DistillationTrainer, step: int) -> None:
+    """One step with its callbacks, as in nerfstudio's ``Trainer.train``."""
+    trainer.step = step
+    trainer.pipeline.train()
+    for callback in trainer.callbacks:
+        callback.run_callback_at_location(step, TrainingCallbackLocation.BEFORE_TRAIN_ITERATION)
+    trainer.train_iteration(step)
+    for callback in trainer.callbacks:
+        callback.run_callback_at_location(step, TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
+
+
+def add_score(run: Run, trainer: DistillationTrainer, step: int, score: ScoreFunction, stopwatch: Stopwatch) -> None:
+    """Adds a point to a run's curve; its seconds count neither for the run nor for the teacher's share."""
+    datamanager, model = trainer.pipeline.datamanager, trainer.pipeline.model
+    run.seconds = round(stopwatch.seconds(), 2)
+    statistics = datamanager.statistics()
+    tile = statistics["view_height"] * statistics["view_width"] / (datamanager.size[0] * datamanager.size[1])
+    views = round(statistics["views"] * tile)
+    with stopwatch.pause(), datamanager.budget.exclude(), torch.no_grad():
+        model.eval()
+        psnr = round(score(trainer), 3)
+        model.train()
+    run.curve.append(Score(step, run.seconds, views, psnr))
+    console.print(f"  step {step}, {run.seconds:.0f} s, {views} teacher views: {psnr:.2f} dB")
