@@ -3,19 +3,31 @@
 import copy
 import functools
 import importlib.util
+import json
+import math
 import sys
 from pathlib import Path
 
 import browser
 import pytest
 import torch
-from builders import stub_teacher_config
+import yaml
+from builders import (
+    StubTeacher,
+    stub_teacher_config,
+    tiny_student,
+)
 from commands import student, workspace  # noqa: F401  (fixtures)
-from nerfstudio.cameras.cameras import Cameras
+from PIL import Image
 from playwright.sync_api import sync_playwright
-from torch import Tensor
+
+from mobiler2l_ns.cameras import pinhole_cameras
+from mobiler2l_ns.geometry import look_at
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "make_demo_scene.py"
+
+ANGLE = 2 * math.atan(0.36)  # the demo scene's field of view: focal is 16 / 0.36 = 44.44 for 32 pixels
+SPLITS = {"train": 8, "val": 2, "test": 2}
 
 
 @pytest.fixture(scope="session")
@@ -37,88 +49,10 @@ def new_page():
         yield functools.partial(browser.new_page, playwright.chromium)
 
 
-class StubTeacher(torch.nn.Module):
-    """A ball at the origin on white, in closed form: each surface point has the colour 0.5 + 0.5 * normal.
-
-    It is a module with a weight, so that it shows up in a state dict where a teacher does not belong.
-
-    Args:
-        radius: Of the ball.
-
-    Attributes:
-        renders: How many pictures it was asked for.
-        probes: How many times it was asked for depths.
-    """
-
-    def __init__(self, radius: float = 1.0):
-        super().__init__()
-        self.radius = radius
-        self.weight = torch.nn.Parameter(torch.ones(1))
-        self.renders = self.probes = 0
-
-    def distances(self, origins: Tensor, directions: Tensor) -> Tensor:
-        """First t with |origins + t * directions| = radius, (...), inf for a miss; directions of any length."""
-        a = (directions**2).sum(-1)
-        b = (origins * directions).sum(-1)
-        c = (origins**2).sum(-1) - self.radius**2
-        discriminant = b**2 - a * c
-        t = (-b - discriminant.clamp_min(0).sqrt()) / a
-        return torch.where((discriminant > 0) & (t > 0), t, torch.inf)
-
-    def colours(self, origins: Tensor, directions: Tensor) -> Tensor:
-        """Colours (..., 3) that rays see."""
-        t = self.distances(origins, directions)[..., None]
-        hit = t.isfinite()
-        normals = (origins + t.where(hit, torch.zeros(())) * directions) / self.radius
-        return torch.where(hit, 0.5 + 0.5 * normals, 1.0)
-
-    def render(self, camera: Cameras) -> Tensor:
-        """The picture (H, W, 3) of one camera."""
-        self.renders += 1
-        rays = camera.generate_rays(0, keep_shape=True)
-        return self.colours(rays.origins, rays.directions)
-
-    def depths(self, origins: Tensor, directions: Tensor) -> Tensor:
-        """z (..., 1) of what rays see, 0 for a miss; directions of unit depth."""
-        t = self.distances(origins, directions)[..., None]
-        return torch.where(t.isfinite(), t, 0.0)
-
-    def render_all(self, camera: Cameras) -> Tensor:
-        """The picture, its accumulation and z (H, W, 5) of one camera."""
-        rays = camera.generate_rays(0, keep_shape=True)
-        z = self.depths(rays.origins, rays.directions * rays.metadata["directions_norm"])
-        return torch.cat([self.render(camera), (z > 0).float(), z], dim=-1)
-
-    def surface_depths(self, camera: Cameras) -> Tensor:
-        """z (N,) of the surface points that one camera sees."""
-        self.probes += 1
-        rays = camera.generate_rays(0, keep_shape=True)
-        z = self.distances(rays.origins, rays.directions) / rays.metadata["directions_norm"][..., 0]
-        return z[z.isfinite()]
-
-
 @pytest.fixture
 def stub_teacher() -> StubTeacher:
     """A teacher that shows a unit ball at the origin."""
     return StubTeacher()
-
-
-def tiny_student(capture: Path, folder: Path):
-    """mobiler2l-small on the capture, shrunk to a 4 x 4 ray grid and a few thousand weights; it writes to folder."""
-    from mobiler2l_ns.method_configs import mobiler2l_small
-    from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
-
-    config = copy.deepcopy(mobiler2l_small.config)
-    config.data, config.output_dir, config.vis, config.timestamp = capture, folder / "outputs", "tensorboard", "run"
-    config.machine.device_type = "cpu"
-    network = config.pipeline.model.network
-    network.depth, network.width, network.sr_widths = 6, 16, (8, 8, 8)
-    datamanager = config.pipeline.datamanager
-    datamanager.data, datamanager.dataparser = capture, BlenderDataParserConfig(data=capture)
-    datamanager.pool_views, datamanager.initial_views, datamanager.teacher_share = 4, 2, 0.0
-    datamanager.filling_share = 0.0
-    datamanager.patches_per_batch, datamanager.patch_cells = 4, 2
-    return config
 
 
 @pytest.fixture
@@ -141,3 +75,55 @@ def build_pipeline(student_config, stub_teacher, tmp_path):
 
     torch.manual_seed(0)
     return make
+
+
+@pytest.fixture
+def ball_capture(stub_teacher, tmp_path):
+    """A capture whose photos show exactly what the stub teacher shows, from a ring of cameras."""
+    folder = tmp_path / "ball"
+    for split, count in SPLITS.items():
+        (folder / split).mkdir(parents=True)
+        turn = torch.arange(count) * 2 * math.pi / count
+        position = torch.stack([3.5 * turn.cos(), 3.5 * turn.sin(), torch.full((count,), 2.0)], dim=-1)
+        poses = look_at(position, torch.zeros(count, 3), torch.tensor([0.0, 0, 1]))
+        frames = []
+        for k in range(count):
+            picture = stub_teacher.render(pinhole_cameras(poses[k : k + 1], 16 / 0.36, 32, 32))
+            pixels = (picture * 255).round().to(torch.uint8).numpy()
+            Image.fromarray(pixels).save(folder / split / f"{k}.png")
+            matrix = [*poses[k].tolist(), [0, 0, 0, 1]]
+            frames.append({"file_path": f"./{split}/{k}", "transform_matrix": matrix})
+        transforms = {"camera_angle_x": ANGLE, "frames": frames}
+        (folder / f"transforms_{split}.json").write_text(json.dumps(transforms))
+    stub_teacher.renders = 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ball_run(capture, tmp_path_factory):
+    """config.yml of a student that was trained on the analytic unit ball by nerfstudio's trainer."""
+    folder = tmp_path_factory.mktemp("ball")
+    config = tiny_student(capture, folder)
+    config.method_name, config.experiment_name, config.max_num_iterations = "mobiler2l-small", "ball", 400
+    config.pipeline.model.export_when_done, config.pipeline.finetuning.steps = False, 0
+    config.pipeline.model.network.width = 32
+    manager = config.pipeline.datamanager
+    manager.photo_share, manager.pool_views, manager.initial_views = 0.0, 60, 60
+    manager.patches_per_batch, manager.patch_cells = 16, None
+    manager.teacher = stub_teacher_config(StubTeacher(), folder / "teacher")
+    torch.manual_seed(0)
+    config.save_config()
+    trainer = config.setup(local_rank=0, world_size=1)
+    trainer.setup()
+    trainer.train()
+    return config.get_base_dir() / "config.yml"
+
+
+@pytest.fixture
+def run_folder(tmp_path, student_config):
+    """The folder of a run on disk, as ns-train leaves it but for the checkpoint."""
+    folder = tmp_path / "outputs" / "ball" / "mobiler2l-small" / "run"
+    folder.mkdir(parents=True)
+    student_config.experiment_name = "ball"
+    (folder / "config.yml").write_text(yaml.dump(student_config))
+    return folder

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from conftest import StubTeacher
+from builders import StubTeacher
 
 from mobiler2l_ns.data import time_budget
 from mobiler2l_ns.export import command as export

@@ -85,3 +85,8 @@ def look(distance: float) -> torch.Tensor:
     """The pose of a camera that looks at the origin from a distance."""
     position = torch.tensor([[0.6, 0.0, 0.8]]) * distance
     return look_at(position, torch.zeros(1, 3), torch.tensor([0.0, 0.0, 1.0]))[0]
+
+
+def text_of(element) -> str:
+    """What a text in the viewer says, without the places where a path may break."""
+    return element.gui_handle.content.replace("\N{ZERO WIDTH SPACE}", "")

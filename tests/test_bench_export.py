@@ -8,7 +8,7 @@ import pytest
 import torch
 from bench import export as bench_export
 from bench import published_files
-from test_export import write_run
+from builders import write_run
 
 from mobiler2l_ns.errors import UserError
 

@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 from bench import teacher as bench_teacher
+from builders import TINY_NERFACTO, save_run
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.field_components.encodings import HashEncoding
-from test_checkpoints import TINY, save_run
 
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.teacher import fast_nerfacto
@@ -24,7 +24,7 @@ def teacher(capture, tmp_path):
 
     config = copy.deepcopy(mobiler2l_teacher_small.config)
     config.pipeline.datamanager.dataparser = BlenderDataParserConfig(data=capture)
-    config.pipeline.model = TeacherModelConfig(scene="object", **TINY)
+    config.pipeline.model = TeacherModelConfig(scene="object", **TINY_NERFACTO)
     box = SceneBox(torch.tensor([[-1.5, -1.5, -1.5], [1.5, 1.5, 1.5]]))
     model = config.pipeline.model.setup(scene_box=box, num_train_data=8, metadata={}, device="cpu", seed_points=None)
     return save_run(tmp_path / "teacher", config, model)

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from bench import viewer as bench_viewer
-from test_export import make_student, write_run
+from builders import make_student, write_run
 
 
 def test_figures_of_a_tiny_student(tmp_path, monkeypatch):

@@ -2,20 +2,28 @@
 
 import pytest
 import torch
-from nerfstudio.cameras.cameras import Cameras
+from builders import camera_at
+from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.cameras.rays import RayBundle
 
 from mobiler2l_ns.cameras import (
+    bundle_camera,
     cell_centres,
     crop_camera,
     fit_cameras,
     fit_image,
     pinhole_cameras,
     pinhole_rays,
+    ray_lengths,
     rays_at,
+    sphere_bounds,
     student_rays,
     student_view,
     to_camera_size,
 )
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.geometry import look_at
+from mobiler2l_ns.student.coverage import ray_distances
 from mobiler2l_ns.student.sampler import Sampler
 
 ZERO = torch.zeros(1, dtype=torch.long)
@@ -184,3 +192,94 @@ def test_pictures_of_any_camera_stay_on_their_rays(height, width, focal):
     inner = slice(border, -border)
     error = (picture - pixel_rays(camera, height, width))[inner, inner].abs().max() * focal  # in pixels
     assert error < 0.06  # an antialiased resize weighs its taps by whole pixels, so it is not exact
+
+
+# -- bounds of a sphere -----------------------------------------------------------------------------------------------
+
+
+def test_ball_window_by_hand():
+    """A ball of radius 2.4 seen from 4: its tangents are at asin(0.6), tan = 0.75, so 45 pixels at focal 60."""
+    camera = camera_at(4.0, focal=60.0, height=200, width=300)
+    assert sphere_bounds(camera, torch.zeros(3), 2.4) == pytest.approx((55, 105, 90, 90), abs=1)
+    assert sphere_bounds(camera, torch.zeros(3), 2.4, margin=10) == pytest.approx((45, 95, 110, 110), abs=1)
+    assert sphere_bounds(camera, torch.zeros(3), 4.5) == (0, 0, 200, 300)  # from inside
+    assert sphere_bounds(camera, camera.camera_to_worlds[0] @ torch.tensor([0.0, 1.0, 9.0, 1.0]), 9.5) == (
+        0,
+        0,
+        200,
+        300,
+    )
+    assert 0 in sphere_bounds(camera, 2 * camera.camera_to_worlds[0, :, 3], 1.0)[2:]  # behind
+
+
+@pytest.mark.parametrize("aim", [(0.0, 0.0, 0.0), (1.0, -0.5, 0.3), (0.0, 3.0, 0.0)])
+def test_ball_window_holds_every_ray_that_meets_the_ball(aim):
+    camera = camera_at(4.0, focal=20.0, height=80, width=100)
+    y, x = torch.meshgrid(torch.arange(80) + 0.5, torch.arange(100) + 0.5, indexing="ij")
+    rays = rays_at(camera, torch.zeros(1, dtype=torch.long), torch.stack([y, x], -1)[None])
+    meets = ray_distances(rays.origins, rays.directions, torch.tensor(aim))[0] <= 0.9
+    top, left, height, width = sphere_bounds(camera, torch.tensor(aim), 0.9)
+    rows, columns = meets.any(1).nonzero()[:, 0], meets.any(0).nonzero()[:, 0]
+    # The window is as small as it can be: a pixel at most on each side.
+    assert 0 <= rows[0] - top <= 1 and 0 <= top + height - 1 - rows[-1] <= 1
+    assert 0 <= columns[0] - left <= 1 and 0 <= left + width - 1 - columns[-1] <= 1
+
+
+def test_ray_lengths_are_nerfstudios():
+    camera = camera_at(4.0, height=24, width=40)
+    camera.cx += 3  # a crop's
+    exact = camera.generate_rays(0, keep_shape=True).metadata["directions_norm"]
+    torch.testing.assert_close(ray_lengths(camera), exact)
+    camera.distortion_params = torch.tensor([[0.1, 0, 0, 0, 0, 0]])
+    bent = ray_lengths(camera)
+    assert (bent - exact).abs().max() > 1e-4
+    torch.testing.assert_close(bent, camera.generate_rays(0, keep_shape=True).metadata["directions_norm"])
+
+
+# -- a camera out of its rays -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (24, 40), (61, 33)])
+def test_a_pinhole_is_recovered_from_its_rays(shape):
+    height, width = shape
+    c2w = look_at(torch.tensor([[3.0, -1.0, 2.0]]), torch.zeros(1, 3), torch.tensor([0.0, 0.0, 1.0]))
+    camera = Cameras(c2w, fx=70.0, fy=55.0, cx=11.5, cy=20.25, width=width, height=height)
+    found = bundle_camera(camera.generate_rays(0, keep_shape=True))
+    torch.testing.assert_close(found.camera_to_worlds, c2w, atol=1e-5, rtol=0)
+    for name, value in {"fx": 70, "fy": 55, "cx": 11.5, "cy": 20.25, "width": width, "height": height}.items():
+        assert float(getattr(found, name)) == pytest.approx(value, abs=2e-3), name
+
+
+def distorted():
+    camera = camera_at(4.0)
+    camera.distortion_params = torch.tensor([[0.1, 0, 0, 0, 0, 0]])
+    return camera.generate_rays(0, keep_shape=True)
+
+
+def moving_origins():
+    rays = camera_at(4.0).generate_rays(0, keep_shape=True)
+    rays.origins = rays.origins + torch.linspace(0, 1, 48)[None, :, None]
+    return rays
+
+
+def mirrored():
+    rays = camera_at(4.0).generate_rays(0, keep_shape=True)
+    return rays[:, torch.arange(47, -1, -1)]
+
+
+def parallel():
+    ones = torch.ones(4, 5, 3) / 3**0.5
+    return RayBundle(0 * ones, ones, ones[..., :1], metadata={"directions_norm": torch.ones(4, 5, 1)})
+
+
+@pytest.mark.parametrize("make", [distorted, moving_origins, mirrored, parallel, lambda: distorted().flatten()])
+def test_rays_of_no_pinhole_are_refused(make):
+    with pytest.raises(UserError, match="pinhole cameras, not single rays: add --texture-method"):
+        bundle_camera(make())
+
+
+def test_panoramas_are_refused():
+    camera = camera_at(4.0)
+    camera.camera_type = torch.full_like(camera.camera_type, CameraType.EQUIRECTANGULAR.value)
+    with pytest.raises(UserError, match="panoramas"):
+        student_view(camera, 60.0, 8)

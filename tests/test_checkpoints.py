@@ -1,15 +1,12 @@
 """Runs on disk: read back whole, or refused in one sentence that names the file; and nothing touches the network."""
 
 import copy
-import subprocess
-import sys
 
-import numpy as np
 import pytest
 import torch
 import yaml
+from builders import BOX, TINY_NERFACTO, one_sentence, save_run
 from nerfstudio.data.scene_box import SceneBox
-from nerfstudio.models.nerfacto import NerfactoModelConfig
 
 from mobiler2l_ns.checkpoints import (
     checkpoint_paths,
@@ -19,30 +16,11 @@ from mobiler2l_ns.checkpoints import (
     model_state,
     read_config,
 )
-from mobiler2l_ns.compat import allow_numpy_scalars, without_lpips_download
 from mobiler2l_ns.data.student_camera import StudentCamera
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.teacher.nerfacto import TeacherModelConfig
-from mobiler2l_ns.training import metrics
-from mobiler2l_ns.training.metrics import image_metrics, lpips, psnr, ssim
 
-BOX = SceneBox(torch.tensor([[-1.0, -1, -1], [1, 1, 1]]))
 CAMERA = {"height": 32, "width": 48, "focal": 40.0, "near": 2.0, "far": 5.0}
-GRIDS = {"hidden_dim": 8, "log2_hashmap_size": 6, "num_levels": 2, "max_res": 16, "use_linear": False}
-TINY = {
-    "implementation": "torch", "num_levels": 2, "max_res": 32, "log2_hashmap_size": 6, "hidden_dim": 8,
-    "hidden_dim_color": 8, "num_proposal_iterations": 1, "proposal_net_args_list": [GRIDS],
-}  # fmt: skip
-
-
-def save_run(folder, config, model, step=7, prefix="_model."):
-    """A run's config.yml and checkpoint, written by hand."""
-    checkpoints = folder / "nerfstudio_models"
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yml").write_text(yaml.dump(config))
-    state = {prefix + key: value for key, value in model.state_dict().items()}
-    torch.save({"step": step, "pipeline": state}, checkpoints / f"step-{step:09d}.ckpt")
-    return folder / "config.yml"
 
 
 @pytest.fixture
@@ -58,12 +36,6 @@ def student(student_config):
 def run(student, tmp_path):
     """config.yml of a student's run."""
     return save_run(tmp_path / "run", *student)
-
-
-def one_sentence(caught) -> str:
-    message = str(caught.value)
-    assert message.startswith("mobiler2l: ") and message.endswith(".") and "\n" not in message
-    return message
 
 
 # -- loading --------------------------------------------------------------------------------------------------------
@@ -96,7 +68,7 @@ def test_a_teacher_comes_back_with_sizes_read_off_its_weights(tmp_path):
     from mobiler2l_ns.method_configs import mobiler2l_teacher_small
 
     config = copy.deepcopy(mobiler2l_teacher_small.config)
-    config.pipeline.model = TeacherModelConfig(scene="bounded", **TINY)
+    config.pipeline.model = TeacherModelConfig(scene="bounded", **TINY_NERFACTO)
     box = SceneBox(torch.tensor([[-1.5, -1, -0.5], [1.5, 1, 0.5]]))
     model = config.pipeline.model.setup(scene_box=box, num_train_data=5, metadata={}, device="cpu", seed_points=None)
     config.pipeline.model.implementation = "tcnn"  # what nerfstudio writes even where it fell back to torch
@@ -199,73 +171,3 @@ def test_the_dataparsers_world(run):
     (run.parent / "dataparser_transforms.json").write_text('{"transform": [[1, 2], [3, 4]], "scale": 0.5}')
     transform, scale = load_dataparser_transform(run)
     assert transform.tolist() == [[1, 2], [3, 4]] and scale == 0.5
-
-
-# -- torch.load, LPIPS, errors --------------------------------------------------------------------------------------
-
-
-def test_numpy_floats_in_a_checkpoint_load_by_default(tmp_path):
-    path = tmp_path / "step-000000001.ckpt"
-    torch.save({"schedulers": {"_last_lr": [np.float64(0.01)]}}, path)
-    allowed = torch.serialization.get_safe_globals()
-    try:
-        torch.serialization.clear_safe_globals()
-        with pytest.raises(Exception, match="[Ww]eights"):
-            torch.load(path)
-        allow_numpy_scalars()
-        assert torch.load(path)["schedulers"]["_last_lr"] == [0.01]
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(allowed)
-
-
-@pytest.fixture
-def offline(monkeypatch, tmp_path):
-    """No weights on the machine, and an error for whoever tries to fetch some."""
-
-    def refuse(*args, **kwargs):
-        raise AssertionError("tried to download")
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(torch.hub, "_hub_dir", None)
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-    monkeypatch.setattr(metrics, "_lpips_metric", None)
-    monkeypatch.setattr(metrics, "_lpips_reported", False)
-
-
-def test_lpips_is_skipped_and_said_once(offline, capsys):
-    picture = torch.rand(32, 32, 3)
-    assert lpips(picture, picture) is None and lpips(picture, picture) is None
-    assert capsys.readouterr().out.count("LPIPS is skipped") == 1
-    assert set(image_metrics(picture, picture)) == {"psnr", "ssim"}
-
-
-def test_nerfacto_builds_without_its_download(offline):
-    kwargs = {"scene_box": BOX, "num_train_data": 2, "metadata": {}, "device": "cpu", "seed_points": None}
-    with pytest.raises(AssertionError, match="tried to download"):
-        NerfactoModelConfig(**TINY).setup(**kwargs)
-    with without_lpips_download():
-        model = NerfactoModelConfig(**TINY).setup(**kwargs)
-    teacher = TeacherModelConfig(**TINY).setup(**kwargs)
-    for built in (model, teacher):
-        assert not any(key.startswith("lpips") for key in built.state_dict())
-    with pytest.raises(AssertionError, match="tried to download"):  # the patch is gone again
-        NerfactoModelConfig(**TINY).setup(**kwargs)
-
-
-def test_psnr_and_ssim_by_hand():
-    black = torch.zeros(16, 16, 3)
-    assert psnr(black, black + 0.1) == pytest.approx(20.0, abs=1e-4)  # -10 log10(0.01)
-    assert psnr(black, black) == pytest.approx(100.0)
-    assert ssim(black, black) == pytest.approx(1.0)
-    # Constants a and b: (2ab + c1) / (a^2 + b^2 + c1) with c1 = 1e-4: 0.0001 / 0.2501
-    assert ssim(black, black + 0.5) == pytest.approx(1e-4 / 0.2501, abs=1e-4)
-
-
-def test_a_user_error_ends_a_command_with_one_line():
-    error = UserError("there is no x: pass y.")
-    assert isinstance(error, SystemExit) and error.code == "mobiler2l: there is no x: pass y."
-    code = "from mobiler2l_ns.errors import UserError; raise UserError('there is no x: pass y.')"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "mobiler2l: there is no x: pass y.\n")

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_export import CAMERA, KINDS, make_student
+from builders import KINDS, STUDENT_CAMERA, make_student
 
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.coreml_files import check_coreml, write_coreml_files
@@ -100,7 +100,7 @@ def test_wrong_packages_are_refused(ct, tmp_path):
     model = make_student()
     write_coreml_files(model, tmp_path, "x")
     with pytest.raises(UserError, match="x.mlpackage does not take and give"):
-        check_coreml(tmp_path / "x.mlpackage", make_student({**CAMERA, "height": 64}))
+        check_coreml(tmp_path / "x.mlpackage", make_student({**STUDENT_CAMERA, "height": 64}))
     weights = tmp_path / "x.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
     weights.write_bytes(weights.read_bytes() * 3)
     with pytest.raises(UserError, match="bytes of weights"):

@@ -1,30 +1,20 @@
 """What the student is fed: patches whose pixels belong to their rays, from teacher and photos, and clear refusals."""
 
 import json
-import math
 import re
-import shutil
 import time
 
 import pytest
 import torch
 import yaml
-from builders import StubTeacherConfig, stub_teacher_config
+from builders import StubTeacherConfig, one_sentence, pixel_rays, stub_teacher_config
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
-from PIL import Image
 
-from mobiler2l_ns.cameras import pinhole_cameras, student_rays
-from mobiler2l_ns.data.capture import CaptureDataManagerConfig
-from mobiler2l_ns.data.photos import on_white
 from mobiler2l_ns.datamanager import DistillationDataManager
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.geometry import look_at
-from mobiler2l_ns.teacher.frozen import TeacherConfig, depth_range
-
-ANGLE = 2 * math.atan(0.36)  # the demo scene's field of view: focal is 16 / 0.36 = 44.44 for 32 pixels
-SPLITS = {"train": 8, "val": 2, "test": 2}
+from mobiler2l_ns.teacher.frozen import TeacherConfig
 
 
 @pytest.fixture
@@ -41,38 +31,6 @@ def build(student_config, stub_teacher, tmp_path):
 
     torch.manual_seed(0)
     return make
-
-
-@pytest.fixture
-def ball_capture(stub_teacher, tmp_path):
-    """A capture whose photos show exactly what the stub teacher shows, from a ring of cameras."""
-    folder = tmp_path / "ball"
-    for split, count in SPLITS.items():
-        (folder / split).mkdir(parents=True)
-        turn = torch.arange(count) * 2 * math.pi / count
-        position = torch.stack([3.5 * turn.cos(), 3.5 * turn.sin(), torch.full((count,), 2.0)], dim=-1)
-        poses = look_at(position, torch.zeros(count, 3), torch.tensor([0.0, 0, 1]))
-        frames = []
-        for k in range(count):
-            picture = stub_teacher.render(pinhole_cameras(poses[k : k + 1], 16 / 0.36, 32, 32))
-            pixels = (picture * 255).round().to(torch.uint8).numpy()
-            Image.fromarray(pixels).save(folder / split / f"{k}.png")
-            matrix = [*poses[k].tolist(), [0, 0, 0, 1]]
-            frames.append({"file_path": f"./{split}/{k}", "transform_matrix": matrix})
-        transforms = {"camera_angle_x": ANGLE, "frames": frames}
-        (folder / f"transforms_{split}.json").write_text(json.dumps(transforms))
-    stub_teacher.renders = 0
-    return folder
-
-
-def pixel_rays(bundle: RayBundle, s: int = 8):
-    """Rays (B, h*s, w*s, 3) through all pixels of patches: student directions are linear in the pixel's position."""
-    origins, cells = student_rays(bundle)
-    h, w = bundle.shape[1:]
-    down, right = cells[:, 1:2, :1] - cells[:, :1, :1], cells[:, :1, 1:2] - cells[:, :1, :1]
-    rows, columns = ((torch.arange(n * s) + 0.5) / s - 0.5 for n in (h, w))
-    directions = cells[:, :1, :1] + rows.view(1, -1, 1, 1) * down + columns.view(1, 1, -1, 1) * right
-    return origins[:, :1, :1].expand_as(directions), directions
 
 
 def worst_errors(stub, bundle, batch) -> torch.Tensor:
@@ -238,27 +196,6 @@ def test_near_and_far_enclose_the_ball(build):
     assert (camera.height, camera.width) == (32, 32) and camera.focal == pytest.approx(16 / 0.36)
 
 
-def test_depth_range_by_hand(stub_teacher):
-    """One camera at distance D = 4. A ray at tangent t meets the ball at z = (4 - sqrt(16 - 15(1 + t^2))) / (1 + t^2).
-
-    Seen pixels are spread evenly over t^2 < 1/15. At 1 percent, t^2 = 0.01/15: z = (4 - sqrt 0.99) / 1.000667 = 3.0030.
-    At 99 percent: z = (4 - sqrt 0.01) / 1.066 = 3.6585. The margin is 0.03 * 0.6555 + 0.0037 = 0.0233.
-    """
-    pose = look_at(torch.tensor([[0.0, -4, 0]]), torch.zeros(1, 3), torch.tensor([0.0, 0, 1]))
-    near, far = depth_range(stub_teacher, pinhole_cameras(pose, 700.0, 400, 400))
-    assert near == pytest.approx(2.9797, abs=0.001)
-    assert far == pytest.approx(3.6818, abs=0.01)
-
-
-def test_a_teacher_that_shows_nothing_is_refused(stub_teacher):
-    away = pinhole_cameras(
-        torch.eye(4)[None, :3] * torch.tensor([1.0, 1, 1, 0]) + torch.tensor([0.0, 0, 0, 9]), 9.0, 8, 8
-    )
-    stub_teacher.radius = 1e-3
-    with pytest.raises(UserError, match="--pipeline.datamanager.teacher"):
-        depth_range(stub_teacher, away)
-
-
 def test_given_near_and_far_are_taken_as_they_are(build, stub_teacher):
     camera = build(near_far=(1.5, 7.0)).train_dataset.metadata["student_camera"]
     assert (camera.near, camera.far) == (1.5, 7.0) and stub_teacher.probes == 0
@@ -268,12 +205,6 @@ def test_given_near_and_far_are_taken_as_they_are(build, stub_teacher):
 
 
 # -- refusals -------------------------------------------------------------------------------------------------------
-
-
-def one_sentence(caught) -> str:
-    message = str(caught.value)
-    assert message.startswith("mobiler2l: ") and message.endswith(".") and "\n" not in message
-    return message
 
 
 @pytest.mark.parametrize("size, cure", [((30, 32), "24 32"), ((32, 31), "32 24"), ((4, 4), "8 8")], ids=str)
@@ -305,121 +236,7 @@ def test_a_teacher_of_another_world_is_refused(build, tmp_path, capture):
         assert str(path.with_name("config.yml")) in message and str(capture) in message
 
 
-def load(folder):
-    """The datamanager that teachers use, on a folder."""
-    config = CaptureDataManagerConfig(data=folder, dataparser=BlenderDataParserConfig(data=folder))
-    return config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
-
-
-@pytest.fixture
-def broken(capture, tmp_path):
-    """A copy of the capture, and a function that changes one of its transforms files."""
-    folder = tmp_path / "broken"
-    shutil.copytree(capture, folder)
-
-    def change(edit, split="train"):
-        path = folder / f"transforms_{split}.json"
-        meta = json.loads(path.read_text())
-        edit(meta)
-        path.write_text(json.dumps(meta))
-        return folder
-
-    return change
-
-
-def test_the_copy_loads_while_nothing_is_broken(broken):
-    datamanager = load(broken(lambda meta: None))
-    assert len(datamanager.train_dataset) == 8 and len(datamanager.eval_dataset) == 2
-    assert datamanager.train_dataset.metadata["transparent_background"] is True
-
-
-def test_photos_without_alpha_have_no_transparent_background(ball_capture):
-    assert load(ball_capture).train_dataset.metadata["transparent_background"] is False
-
-
-def test_a_missing_folder(tmp_path):
-    with pytest.raises(UserError, match="--data") as caught:
-        load(tmp_path / "nowhere")
-    assert str(tmp_path / "nowhere") in one_sentence(caught)
-
-
-def test_a_folder_without_poses(tmp_path):
-    with pytest.raises(UserError, match="blender-data.*ns-process-data") as caught:
-        load(tmp_path)
-    assert str(tmp_path) in one_sentence(caught)
-
-
-BREAKS = {
-    "no frames": lambda meta: meta["frames"].clear(),
-    "no key": lambda meta: meta.pop("frames"),
-    "no angle": lambda meta: meta.pop("camera_angle_x"),
-    "no photo": lambda meta: meta["frames"][0].update(file_path="./train/gone"),
-    "a list": lambda meta: meta.update(frames=[[1, 2]]),
-    "ragged": lambda meta: meta["frames"][0].update(transform_matrix=[[1, 0, 0], [0, 1]]),
-}
-
-
-@pytest.mark.parametrize("name", BREAKS)
-def test_a_broken_transforms_file(broken, name):
-    folder = broken(BREAKS[name])
-    with pytest.raises(UserError) as caught:
-        load(folder)
-    assert str(folder) in one_sentence(caught)
-
-
-def test_a_transforms_file_cut_short(broken):
-    folder = broken(lambda meta: None)
-    path = folder / "transforms_train.json"
-    path.write_text(path.read_text()[:200])
-    with pytest.raises(UserError) as caught:
-        load(folder)
-    assert str(folder) in one_sentence(caught)
-
-
-@pytest.mark.parametrize("name", ["train/r_000.png", "train/r_005.png", "val/r_001.png"])
-def test_a_photo_cut_short(broken, name):
-    folder = broken(lambda meta: None)
-    (folder / name).write_bytes((folder / name).read_bytes()[:20])
-    with pytest.raises(UserError) as caught:
-        load(folder)
-    assert str(folder) in one_sentence(caught)
-
-
-@pytest.mark.parametrize("meta", [{"frames": []}, {}, {"frames": [{"file_path": "a.png"}]}], ids=str)
-def test_nerfstudio_data_without_poses(tmp_path, meta):
-    (tmp_path / "transforms.json").write_text(json.dumps({"fl_x": 9, "cx": 4, "cy": 4, "w": 8, "h": 8, **meta}))
-    config = CaptureDataManagerConfig(data=tmp_path, dataparser=NerfstudioDataParserConfig())
-    with pytest.raises(UserError, match="nerfstudio-data") as caught:
-        config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
-    assert str(tmp_path) in one_sentence(caught)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("split, photo", [("train", "r_003"), ("val", "r_001")])
-def test_an_unusable_camera_is_named(broken, value, split, photo):
-    def spoil(meta):
-        meta["frames"][int(photo[-1])]["transform_matrix"][1][3] = value
-
-    folder = broken(spoil, split)
-    with pytest.raises(UserError, match="NaN") as caught:
-        load(folder)
-    assert str(folder / split / f"{photo}.png") in one_sentence(caught)
-
-
-def test_no_focal_length_is_named(broken):
-    folder = broken(lambda meta: meta.update(camera_angle_x=-1.0))
-    with pytest.raises(UserError, match="no focal length") as caught:
-        load(folder)
-    assert "r_000.png" in one_sentence(caught)
-
-
 # -- small parts ----------------------------------------------------------------------------------------------------
-
-
-def test_on_white_by_hand():
-    pixel = torch.tensor([[0.8, 0.4, 0.0, 0.25]])
-    torch.testing.assert_close(on_white(pixel), torch.tensor([[0.95, 0.85, 0.75]]))  # a quarter, and 3/4 of white
-    assert on_white(pixel[:, :3]).equal(pixel[:, :3])
 
 
 def test_the_teachers_parser_is_taken_over_unless_one_is_given(tmp_path, capture):

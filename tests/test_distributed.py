@@ -13,8 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from builders import stub_teacher_config
-from conftest import tiny_student
+from builders import stub_teacher_config, tiny_student
 from distributed_worker import RecordingTeacher, RecordingTrainer
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig

@@ -15,6 +15,7 @@ import onnx
 import pytest
 import torch
 import yaml
+from builders import KINDS, STUDENT_CAMERA, make_student, write_run
 from nerfstudio.data.scene_box import SceneBox
 
 from mobiler2l_ns import method_configs
@@ -25,58 +26,11 @@ from mobiler2l_ns.export import command as export
 from mobiler2l_ns.export import onnx_files, onnx_graph, output_folder, snap_files, verification
 from mobiler2l_ns.export.command import ExportMobileR2L
 from mobiler2l_ns.export.snap_operators import check_snap_operators
-from mobiler2l_ns.model import MobileR2LModelConfig
 from mobiler2l_ns.runtime import Renderer
-from mobiler2l_ns.student.network import NetworkConfig
 from mobiler2l_ns.student.viewing_range import viewing_range
 
-CAMERA = {"height": 48, "width": 72, "focal": 70.0, "near": 2.0, "far": 5.0}
-UNBOUNDED = {
-    **CAMERA,
-    "far": 200.0,
-    "points": "unbounded",
-    "cube_centre": torch.tensor([0.1, -0.2, 0.3]),
-    "cube_radius": 3.0,
-}
-SMALL = {"depth": 6, "width": 16, "sr_widths": (16, 8, 8)}
-KINDS = {
-    "gelu": {},
-    "relu": {"activation": "relu"},
-    "batch_norm": {"batch_norm": True},
-    "x12": {"sr_strides": (2, 2, 3)},
-    "unbounded": {"camera": UNBOUNDED, "sr_strides": (2, 2, 3)},
-    "r2l": {"depth": 14, "sr_strides": (), "sr_widths": (), "activation": "relu"},
-}
 ONNX_FILES = {"Sampler.onnx", "Embedder.onnx", "MobileR2L.onnx", "pipeline.onnx"}
 SNAP_FILES = {"Sampler.onnx", "Embedder.onnx", "lego_SnapGELU.onnx"}
-
-
-def make_student(camera=CAMERA, steepness=0.0, outputs="rgb", **network):
-    """A student with random weights so large that its picture depends on every number of its input.
-
-    Like a trained one, it leans less on a code the faster it is; steepness 1 leans on all alike.
-    """
-    torch.manual_seed(3)
-    model = MobileR2LModelConfig(network=NetworkConfig(**{**SMALL, **network}), outputs=outputs).setup(
-        scene_box=SceneBox(torch.tensor([[-1.0, -1, -1], [1, 1, 1]])),
-        num_train_data=1,
-        metadata={"student_camera": StudentCamera(**camera)},
-    )
-    with torch.no_grad():
-        for module in model.network.modules():
-            if isinstance(module, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)):
-                module.weight.normal_(std=1.5 / math.sqrt(module.weight[0].numel()))
-                module.bias.normal_(std=0.1)
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.running_mean.normal_(std=0.2)
-                module.running_var.uniform_(0.5, 1.5)
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.normal_(std=0.1)
-        code = torch.arange(312) % 13
-        octave = torch.where(code < 12, code % 6, 0)
-        model.network.head[0].weight.mul_((2.0 ** (octave * (steepness - 1)))[:, None, None])
-        model.network.tail[0].weight.mul_(0.1)  # greys, not only black and white
-    return model.eval()
 
 
 def template_orbit(theta, phi, radius):
@@ -212,7 +166,7 @@ def test_camera_facts_are_in_every_file(exported):
 
 
 def test_sampler_and_embedder_are_small_at_the_published_size(tmp_path):
-    model = make_student(camera={**CAMERA, "height": 800, "width": 800, "focal": 1111.0})
+    model = make_student(camera={**STUDENT_CAMERA, "height": 800, "width": 800, "focal": 1111.0})
     graphs = onnx_files.trace_front(model)
     assert sum(len(graphs[name].SerializeToString()) for name in ("Sampler.onnx", "Embedder.onnx")) < 300_000
 
@@ -242,7 +196,7 @@ def test_every_preset_and_activation(method, activation, tmp_path):
     config = copy.deepcopy(getattr(method_configs, method).config.pipeline.model)
     config.network.activation = activation
     s = config.network.upscale
-    camera = {**CAMERA, "height": 2 * s, "width": 3 * s, "focal": 3.0 * s}
+    camera = {**STUDENT_CAMERA, "height": 2 * s, "width": 3 * s, "focal": 3.0 * s}
     box = SceneBox(torch.tensor([[-1.0, -1, -1], [1, 1, 1]]))
     model = config.setup(scene_box=box, num_train_data=1, metadata={"student_camera": StudentCamera(**camera)}).eval()
     _, entries = check(model, write_both(model, tmp_path), viewing_range(model).sample(1))
@@ -360,7 +314,7 @@ def test_nan_is_a_mismatch(tolerance):
 
 def test_too_many_rays_for_files_are_one_sentence(capsys):
     """800 x 800 rays of 312 codes are 0.8 GB; the same rays with super-resolution behind them are few."""
-    camera = {**CAMERA, "height": 800, "width": 800}
+    camera = {**STUDENT_CAMERA, "height": 800, "width": 800}
     model = make_student(camera, **KINDS["r2l"])
     with pytest.raises(UserError, match="800x800 pixels would pass 0.80 GB.*--pipeline.datamanager.image-size"):
         onnx_files.check_size(model)
@@ -406,24 +360,6 @@ def test_renderer_explains_mistakes(student, tmp_path):
 
 
 # -- the command ----------------------------------------------------------------------------------------------------
-
-
-def write_run(folder, model=None, method="mobiler2l-small"):
-    """A finished run on disk: config.yml and a checkpoint."""
-    from mobiler2l_ns.method_configs import mobiler2l_small
-
-    model = model or make_student()
-    config = copy.deepcopy(mobiler2l_small.config)
-    config.pipeline.model.num_points = model.sampler.num_points
-    config.pipeline.model.num_frequencies = model.embedder.num_frequencies
-    config.method_name, config.experiment_name = method, "lego"
-    config.pipeline.model.network, config.pipeline.model.outputs = NetworkConfig(**SMALL), model.config.outputs
-    checkpoints = folder / config.relative_model_dir
-    checkpoints.mkdir(parents=True)
-    (folder / "config.yml").write_text(yaml.dump(config))
-    state = {f"_model.{key}": value for key, value in model.state_dict().items()}
-    torch.save({"step": 7, "pipeline": state}, checkpoints / "step-000000007.ckpt")
-    return folder / "config.yml"
 
 
 def export_run(config_path, output_dir, **options):

@@ -5,8 +5,6 @@ from types import SimpleNamespace
 import torch
 from builders import stub_teacher_config
 
-from mobiler2l_ns.cameras import pinhole_cameras
-from mobiler2l_ns.data.photos import PhotoSet
 from mobiler2l_ns.training.finetuning import FineTuning, FineTuningConfig
 
 
@@ -77,11 +75,3 @@ def test_held_out_photos_are_in_no_batch(student_config, stub_teacher, tmp_path)
     held_out = {tuple(origin) for origin in manager.validation.cameras.camera_to_worlds[:, :, 3].tolist()}
     assert len(trained) == 5 and len(held_out) == 3 and not trained & held_out
     assert stub_teacher.renders == 0
-
-
-def test_photos_are_split_evenly():
-    images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 8, 8, 3)
-    cameras = pinhole_cameras(torch.eye(4)[None, :3].repeat(10, 1, 1), 8.0, 8, 8)
-    rest, held_out = PhotoSet(images, cameras, 8).hold_out(2)
-    assert held_out.images[:, 0, 0, 0].tolist() == [3, 6]
-    assert rest.images[:, 0, 0, 0].tolist() == [0, 1, 2, 4, 5, 7, 8, 9]

@@ -2,40 +2,17 @@
 
 import pytest
 import torch
+from builders import ORBIT, camera_at, constant_model, make_model
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox, SceneBox
 from nerfstudio.model_components.renderers import background_color_override_context
 
-from mobiler2l_ns.cameras import pinhole_cameras, ray_lengths, student_rays, student_view
-from mobiler2l_ns.data.student_camera import StudentCamera
+from mobiler2l_ns.cameras import ray_lengths, student_rays, student_view
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.geometry import look_at
 from mobiler2l_ns.model import MobileR2LModelConfig
 from mobiler2l_ns.student.network import NetworkConfig
 
-CAMERA = {"height": 32, "width": 48, "focal": 60.0, "near": 3.0, "far": 5.0}
-ORBIT = {"focus": torch.zeros(3), "focus_depths": (3.8, 4.2)}
-
-
 R2L = NetworkConfig(depth=4, width=8, sr_widths=(), sr_strides=(), activation="relu")
-
-
-def make_model(network=None, outputs="rgb", **camera):
-    """A small random student for 48 x 32 pixels."""
-    torch.manual_seed(0)
-    network = network or NetworkConfig(depth=4, width=8, sr_widths=(8, 8, 4))
-    config = MobileR2LModelConfig(network=network, outputs=outputs, jitter_points=True)
-    box = SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3]))
-    return config.setup(
-        scene_box=box, num_train_data=1, metadata={"student_camera": StudentCamera(**{**CAMERA, **camera})}
-    ).eval()
-
-
-def camera_at(distance: float, focal: float = 60.0, height: int = 32, width: int = 48):
-    """A camera that looks at the origin from a distance."""
-    position = torch.tensor([[0.6, 0.0, 0.8]]) * distance
-    c2w = look_at(position, torch.zeros(1, 3), torch.tensor([0.0, 0.0, 1.0]))
-    return pinhole_cameras(c2w, focal, height, width)
 
 
 @pytest.mark.parametrize("network", [None, R2L], ids=["mobiler2l", "r2l"])
@@ -173,3 +150,52 @@ def test_loss_and_metric_by_hand():
     assert float(model.get_metrics_dict({"rgb": prediction}, {"image": target})["psnr"]) == pytest.approx(
         20.0, abs=1e-3
     )
+
+
+def test_the_copy_is_the_students_own():
+    model = constant_model(0.2, 0.4, 0.6, 0.8, 0.5).train()
+    twin = model.copy_to_cpu()
+    assert not twin.training and model.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(twin.state_dict()[name], value)
+        assert value.numel() == 0 or twin.state_dict()[name].data_ptr() != value.data_ptr()
+
+
+# -- alpha and depth --------------------------------------------------------------------------------------------------
+
+
+def test_the_models_losses_by_hand():
+    model = make_model(outputs="rgbad")
+    model.config.alpha_weight, model.config.depth_weight = 0.5, 0.25
+    outputs = {"rgb": torch.full((4, 8, 8, 3), 0.6), "accumulation": torch.full((4, 8, 8, 1), 0.9),
+               "depth": torch.full((4, 8, 8, 1), 0.3)}  # fmt: skip
+    batch = {"image": torch.full((4, 8, 8, 3), 0.5)}
+    assert model.get_loss_dict(outputs, batch).keys() == {"rgb_loss"}
+    batch |= {"alpha": torch.full((2, 8, 8, 1), 0.8), "depth": torch.full((1, 8, 8, 1), 0.5)}
+    losses = {name: float(value) for name, value in model.get_loss_dict(outputs, batch).items()}
+    # alpha: 0.1^2 in two of four patches; depth: 0.8 * 0.2^2 in one of them
+    expected = {"rgb_loss": 0.01, "alpha_loss": 0.5 * 0.01 / 2, "depth_loss": 0.25 * 0.8 * 0.04 / 4}
+    assert losses == pytest.approx(expected)
+    assert make_model().get_loss_dict({"rgb": outputs["rgb"]}, batch).keys() == {"rgb_loss"}
+
+
+def test_evaluation_pictures():
+    camera = camera_at(4.0)
+    batch = {"image": torch.full((32, 48, 3), 0.5)}
+    for channels, names in ((3, {"img"}), (4, {"img", "accumulation"}), (5, {"img", "accumulation", "depth"})):
+        model = constant_model(*[0.6] * channels)
+        metrics, images = model.get_image_metrics_and_images(model.get_outputs_for_camera(camera), batch)
+        assert images.keys() == names and metrics["psnr"] == pytest.approx(20.0, abs=1e-3)
+        assert all(image.shape[-1] == 3 for image in images.values())
+
+
+@pytest.mark.parametrize("outputs", ["rgb", "rgba", "rgbad"])
+def test_the_network_follows_the_outputs(outputs):
+    model = make_model(outputs=outputs)
+    assert model.network.tail[0].out_channels == model.config.network.out_channels == len(outputs)
+    other = make_model(outputs=outputs)
+    other.load_state_dict(model.state_dict())
+    rays = student_rays(student_view(camera_at(4.0), model.focal, model.upscale).rays)
+    with torch.no_grad():
+        assert model.renderer.render_rays(*rays).shape == (1, len(outputs), 32, 48)
+        assert torch.equal(model.renderer.render_rays(*rays), other.renderer.render_rays(*rays))

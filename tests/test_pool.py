@@ -11,6 +11,7 @@ from mobiler2l_ns.data.patches import cut_patches
 from mobiler2l_ns.data.photos import PhotoSet
 from mobiler2l_ns.data.pool import ViewPool
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.student.sampler import DepthRange
 
 FOCAL, UPSCALE = 30.0, 4
 
@@ -196,3 +197,46 @@ def test_mean_age_follows_the_ring():
     for step in (30, 40):
         pool.add(coordinate_picture(16, 24), pose(0), step=step)
     assert pool.mean_age(40) == 10  # the one of step 10 is gone: 20, 10 and 0
+
+
+# -- alpha and depth --------------------------------------------------------------------------------------------------
+
+
+def pool_with_depth(depths, cache=None, views=0) -> ViewPool:
+    """A pool of 2 x 3 pixel views at z = 2, 3, 6 and, in the second row, where there is none."""
+    pool = ViewPool(2, (2, 3), (2, 3), 10.0, 1, "cpu", cache, channels=5, depths=DepthRange(*depths))
+    view = torch.zeros(2, 3, 5)
+    view[0, :, 3], view[0, :, 4] = 1.0, torch.tensor([2.0, 3.0, 6.0])
+    for _ in range(views):
+        pool.add(view, torch.eye(4)[:3])
+    return pool
+
+
+def test_depth_is_kept_between_the_planes():
+    pool = pool_with_depth((2.0, 4.0), views=1)
+    # Nothing of z = 2 is behind the near plane, 3 is half-way (127.5, rounded to even), 6 is behind the far plane.
+    assert pool.images[0, :, :, 4].tolist() == [[0, 128, 255], [0, 0, 0]]
+    assert pool.images[0, :, :, 3].tolist() == [[255] * 3, [0] * 3]
+    assert pool.nbytes == 2 * (2 * 3 * 5 + 12 * 4 + 2 * 8)
+    # Between 1/2 and 1/4, 1/3 is two thirds of the way.
+    assert pool_with_depth((2.0, 4.0, True), views=1).images[0, :, :, 4].tolist() == [[0, 170, 255], [0, 0, 0]]
+    assert pool.sample(7, 2, 3).pixels.shape == (7, 2, 3, 5)
+
+
+def test_a_cache_keeps_depth_in_world_units(tmp_path):
+    """Another run's near and far differ a little; the cached views must not move with them."""
+    pool_with_depth((1.0, 5.0), tmp_path, views=1)
+    restored = pool_with_depth((0.0, 8.0), tmp_path)
+    # z = 2, 3 and 5 (6 was behind the far plane): bytes 64, 128 and 255 of 1..5 are z 2.004, 3.008 and 5.
+    expected = [[2.004 / 8 * 255, 3.008 / 8 * 255, 5 / 8 * 255], [0, 0, 0]]
+    torch.testing.assert_close(restored.images[0, :, :, 4].float(), torch.tensor(expected), atol=0.6, rtol=0)
+    restored.add(torch.full((2, 3, 5), 4.0).clamp(max=torch.tensor([1, 1, 1, 1, 4.0])), torch.eye(4)[:3])
+    again = pool_with_depth((1.0, 5.0), tmp_path)
+    assert again.images[0, :, :, 4].tolist() == [[64, 128, 255], [0, 0, 0]]
+    assert (again.images[1, :, :, 4] == 191).all()  # 3/4 of 255
+
+
+def test_a_cache_with_other_outputs_is_refused(tmp_path):
+    pool_with_depth((1.0, 5.0), tmp_path)
+    with pytest.raises(UserError, match="other outputs"):
+        ViewPool(2, (2, 3), (2, 3), 10.0, 1, "cpu", tmp_path)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from test_export import KINDS, make_student
+from builders import KINDS, make_student, orbit_cameras
 
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export import snap_operators
@@ -23,7 +23,6 @@ from mobiler2l_ns.export.snap_files import (
     snap_network_name,
     write_snap_files,
 )
-from mobiler2l_ns.geometry import look_at
 from mobiler2l_ns.student.coverage import NUM_VIEWPOINTS
 from mobiler2l_ns.student.network import MobileR2LNetwork, NetworkConfig, count_parameters
 from mobiler2l_ns.student.viewing_range import fit_range, viewing_range
@@ -181,17 +180,6 @@ def with_viewpoints(c2w):
     model = make_student()
     model.coverage.viewpoints.copy_(c2w[torch.linspace(0, len(c2w) - 1, NUM_VIEWPOINTS).round().long()])
     return model
-
-
-def orbit_cameras(centre=(0.0, 0.0, 0.0), up=(0.0, 0.0, 1.0), azimuth=(30, 150), elevation=(20, 60)):
-    """32 cameras at distance 2 to 3 from a centre; angles in degrees, ``up`` tilts only the cameras' upright."""
-    azimuth = torch.deg2rad(torch.linspace(*azimuth, 8).repeat(4))
-    elevation = torch.deg2rad(torch.linspace(*elevation, 4).repeat_interleave(8))
-    flat = torch.stack([azimuth.cos(), azimuth.sin()], -1) * elevation.cos()[:, None]
-    direction = torch.cat([flat, elevation.sin()[:, None]], -1)
-    centre = torch.tensor(centre)
-    position = centre + torch.linspace(2, 3, 32)[:, None] * direction
-    return look_at(position, centre.expand(32, 3), torch.tensor(up))
 
 
 def read_constants(model):

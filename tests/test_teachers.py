@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from builders import BOX, TINY_NERFACTO, one_sentence, save_run
 from commands import run
 from cuda_stand_ins import as_if_cuda  # noqa: F401  (a fixture)
 from mobiler2l_ns.method_configs import mobiler2l_teacher, mobiler2l_teacher_ngp, mobiler2l_teacher_splat
@@ -23,7 +24,6 @@ from nerfstudio.models.nerfacto import NerfactoModelConfig
 from nerfstudio.models.semantic_nerfw import SemanticNerfWModelConfig
 from nerfstudio.models.splatfacto import SplatfactoModelConfig
 from nerfstudio.models.vanilla_nerf import NeRFModel, VanillaModelConfig
-from test_checkpoints import BOX, TINY, one_sentence, save_run
 
 from mobiler2l_ns.cameras import crop_camera, pinhole_cameras, ray_lengths
 from mobiler2l_ns.checkpoints import load_model
@@ -70,6 +70,7 @@ def frozen(folder, model, method="other-method") -> FrozenTeacher:
 
 
 # -- Gaussian splats ------------------------------------------------------------------------------------------------
+
 
 SPLATS = {
     # World position, opacity and colour; the camera's z is 4 minus theirs. Both first ones lie on the ray through pixel
@@ -143,6 +144,7 @@ def test_a_splat_teachers_scene():
 
 
 # -- instant-ngp ----------------------------------------------------------------------------------------------------
+
 
 DENSITY, COLOUR = math.log(4), (0.2, 0.4, 0.6)
 
@@ -278,7 +280,7 @@ def test_a_model_without_a_picture_is_refused(camera, monkeypatch):
 @pytest.mark.parametrize("config", [NerfactoModelConfig, DepthNerfactoModelConfig])
 def test_zeros_are_no_appearance(config, camera, tmp_path):
     """A nerfacto that was told to show zeros teaches the mean of its photos all the same."""
-    model = build(config(**TINY, use_average_appearance_embedding=False))
+    model = build(config(**TINY_NERFACTO, use_average_appearance_embedding=False))
     teacher = frozen(tmp_path, model)
     mean = teacher.model.get_outputs_for_camera(camera)["rgb"]
     assert (model.get_outputs_for_camera(camera)["rgb"] - mean).abs().max() > 1e-3
@@ -288,7 +290,7 @@ def test_zeros_are_no_appearance(config, camera, tmp_path):
 
 
 def test_moved_cameras_are_said_aloud(tmp_path, capsys):
-    model = build(NerfactoModelConfig(**TINY))
+    model = build(NerfactoModelConfig(**TINY_NERFACTO))
     frozen(tmp_path / "still", model)
     assert "moved" not in capsys.readouterr().out
     with torch.no_grad():
@@ -339,7 +341,7 @@ def test_runs_that_cannot_teach_here(model, method, reason, student_config, tmp_
 
 
 def test_a_model_that_asks_for_more_is_refused(tmp_path):
-    model = build(NerfactoModelConfig(**TINY))
+    model = build(NerfactoModelConfig(**TINY_NERFACTO))
     model.config.proposal_net_args_list = []
     with pytest.raises(UserError, match="with other-method, which cannot be rebuilt from its checkpoint") as caught:
         frozen(tmp_path, model)

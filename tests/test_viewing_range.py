@@ -4,25 +4,10 @@ import math
 
 import pytest
 import torch
+from builders import UP, ring
 
 from mobiler2l_ns.geometry import look_at
-from mobiler2l_ns.student.coverage import NUM_VIEWPOINTS, spread_viewpoints
 from mobiler2l_ns.student.viewing_range import fit_range
-
-UP = torch.tensor([0.0, 0.0, 1.0])
-
-
-def ring(azimuths, elevations=(0.0,), radii=(2.0,), centre=(0.0, 0.0, 0.0)):
-    """Cameras at these angles in degrees and distances that look at a centre."""
-    centre = torch.tensor(centre)
-    offsets = []
-    for a in azimuths:
-        for e in elevations:
-            for r in radii:
-                a_, e_ = math.radians(a), math.radians(e)
-                offsets.append([r * math.cos(e_) * math.cos(a_), r * math.cos(e_) * math.sin(a_), r * math.sin(e_)])
-    position = centre + torch.tensor(offsets)
-    return look_at(position, centre.expand_as(position), UP)
 
 
 def test_a_full_orbit_has_its_ranges_and_no_azimuth():
@@ -73,12 +58,3 @@ def test_cameras_that_look_outwards_get_a_centre_in_front_of_them():
     found = fit_range(look_at(position, target, UP))
     assert found.centre.tolist() == pytest.approx([0.0, 2.0, 0.0], abs=1e-4)
     assert found.azimuth is not None and found.radius[0] == pytest.approx(2.0, abs=1e-4)
-
-
-def test_viewpoints_are_spread_over_the_capture():
-    many = ring(range(0, 360, 5))
-    chosen = spread_viewpoints(many)
-    assert chosen.shape == (NUM_VIEWPOINTS, 3, 4)
-    assert torch.equal(chosen[0], many[0]) and torch.equal(chosen[-1], many[-1])
-    assert len(torch.unique(chosen[:, :, 3], dim=0)) == NUM_VIEWPOINTS
-    assert len(spread_viewpoints(many[:3])) == NUM_VIEWPOINTS

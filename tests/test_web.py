@@ -18,9 +18,9 @@ import onnxruntime
 import pytest
 import torch
 from browser import PageLog, drag, find_chromium, roll_wheel, screenshot
+from builders import STUDENT_CAMERA, make_student
 from PIL import Image
 from playwright.sync_api import Page
-from test_export import CAMERA, make_student
 
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export import web_files
@@ -29,6 +29,7 @@ from mobiler2l_ns.student.viewing_range import viewing_range
 
 SCENE = "A <b>small</b> & wild scene"
 SIZE = (48, 72)
+
 # SwiftShader as the GPU, and as the compositor's too: else the canvas stays empty.
 WEBGPU = (
     "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--use-gl=angle", "--use-angle=swiftshader",
@@ -49,7 +50,7 @@ def student():
     spread = 2.6 + 0.4 * torch.sin(5 * azimuth)
     positions = torch.stack([spread * torch.cos(azimuth), spread * torch.sin(azimuth), height], dim=-1)
     viewpoints = look_at(positions, torch.zeros(32, 3), torch.tensor([0.0, 0, 1]))
-    return make_student({**CAMERA, "viewpoints": viewpoints})
+    return make_student({**STUDENT_CAMERA, "viewpoints": viewpoints})
 
 
 @pytest.fixture(scope="session")
@@ -359,6 +360,7 @@ def test_damaged_runtime_is_not_run(new_page, site, tmp_path):
 
 
 # -- helpers ----------------------------------------------------------------------------------------------------------
+
 
 ANGLES = "[viewer.orbit.azimuth, viewer.orbit.elevation, viewer.orbit.radius]"
 

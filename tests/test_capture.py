@@ -1,12 +1,15 @@
-"""Captures of every dialect, from phones: mixed sizes and focal lengths, portrait and landscape, lens distortion."""
+"""Captures of all formats that nerfstudio reads, and errors of those that it cannot read."""
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from builders import one_sentence
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
@@ -131,3 +134,114 @@ def test_instant_ngp_without_a_focal_length_is_one_sentence(stub_teacher, tmp_pa
     config = CaptureDataManagerConfig(data=folder, dataparser=InstantNGPDataParserConfig(data=folder))
     with pytest.raises(UserError, match="Focal length cannot be calculated"):
         config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
+
+
+# -- captures that cannot be read -------------------------------------------------------------------------------------
+
+
+def load(folder):
+    """The datamanager that teachers use, on a folder."""
+    config = CaptureDataManagerConfig(data=folder, dataparser=BlenderDataParserConfig(data=folder))
+    return config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
+
+
+BREAKS = {
+    "no frames": lambda meta: meta["frames"].clear(),
+    "no key": lambda meta: meta.pop("frames"),
+    "no angle": lambda meta: meta.pop("camera_angle_x"),
+    "no photo": lambda meta: meta["frames"][0].update(file_path="./train/gone"),
+    "a list": lambda meta: meta.update(frames=[[1, 2]]),
+    "ragged": lambda meta: meta["frames"][0].update(transform_matrix=[[1, 0, 0], [0, 1]]),
+}
+
+
+@pytest.fixture
+def broken(capture, tmp_path):
+    """A copy of the capture, and a function that changes one of its transforms files."""
+    folder = tmp_path / "broken"
+    shutil.copytree(capture, folder)
+
+    def change(edit, split="train"):
+        path = folder / f"transforms_{split}.json"
+        meta = json.loads(path.read_text())
+        edit(meta)
+        path.write_text(json.dumps(meta))
+        return folder
+
+    return change
+
+
+def test_the_copy_loads_while_nothing_is_broken(broken):
+    datamanager = load(broken(lambda meta: None))
+    assert len(datamanager.train_dataset) == 8 and len(datamanager.eval_dataset) == 2
+    assert datamanager.train_dataset.metadata["transparent_background"] is True
+
+
+def test_photos_without_alpha_have_no_transparent_background(ball_capture):
+    assert load(ball_capture).train_dataset.metadata["transparent_background"] is False
+
+
+def test_a_missing_folder(tmp_path):
+    with pytest.raises(UserError, match="--data") as caught:
+        load(tmp_path / "nowhere")
+    assert str(tmp_path / "nowhere") in one_sentence(caught)
+
+
+def test_a_folder_without_poses(tmp_path):
+    with pytest.raises(UserError, match="blender-data.*ns-process-data") as caught:
+        load(tmp_path)
+    assert str(tmp_path) in one_sentence(caught)
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_broken_transforms_file(broken, name):
+    folder = broken(BREAKS[name])
+    with pytest.raises(UserError) as caught:
+        load(folder)
+    assert str(folder) in one_sentence(caught)
+
+
+def test_a_transforms_file_cut_short(broken):
+    folder = broken(lambda meta: None)
+    path = folder / "transforms_train.json"
+    path.write_text(path.read_text()[:200])
+    with pytest.raises(UserError) as caught:
+        load(folder)
+    assert str(folder) in one_sentence(caught)
+
+
+@pytest.mark.parametrize("name", ["train/r_000.png", "train/r_005.png", "val/r_001.png"])
+def test_a_photo_cut_short(broken, name):
+    folder = broken(lambda meta: None)
+    (folder / name).write_bytes((folder / name).read_bytes()[:20])
+    with pytest.raises(UserError) as caught:
+        load(folder)
+    assert str(folder) in one_sentence(caught)
+
+
+@pytest.mark.parametrize("meta", [{"frames": []}, {}, {"frames": [{"file_path": "a.png"}]}], ids=str)
+def test_nerfstudio_data_without_poses(tmp_path, meta):
+    (tmp_path / "transforms.json").write_text(json.dumps({"fl_x": 9, "cx": 4, "cy": 4, "w": 8, "h": 8, **meta}))
+    config = CaptureDataManagerConfig(data=tmp_path, dataparser=NerfstudioDataParserConfig())
+    with pytest.raises(UserError, match="nerfstudio-data") as caught:
+        config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
+    assert str(tmp_path) in one_sentence(caught)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("split, photo", [("train", "r_003"), ("val", "r_001")])
+def test_an_unusable_camera_is_named(broken, value, split, photo):
+    def spoil(meta):
+        meta["frames"][int(photo[-1])]["transform_matrix"][1][3] = value
+
+    folder = broken(spoil, split)
+    with pytest.raises(UserError, match="NaN") as caught:
+        load(folder)
+    assert str(folder / split / f"{photo}.png") in one_sentence(caught)
+
+
+def test_no_focal_length_is_named(broken):
+    folder = broken(lambda meta: meta.update(camera_angle_x=-1.0))
+    with pytest.raises(UserError, match="no focal length") as caught:
+        load(folder)
+    assert "r_000.png" in one_sentence(caught)

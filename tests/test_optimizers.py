@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from mobiler2l_ns.training.optimizers import AdamWOptimizerConfig, Muon, MuonOptimizerConfig, orthogonalise
-from mobiler2l_ns.training.schedulers import CosineLR, CosineSchedulerConfig
 
 
 def with_singular_values(rows: int, columns: int, count: int = 3):
@@ -127,81 +126,3 @@ def test_configs_build_their_optimizers():
     adamw = AdamWOptimizerConfig(lr=0.2, weight_decay=0.4).setup([p])
     assert type(adamw) is torch.optim.AdamW
     assert (adamw.defaults["lr"], adamw.defaults["weight_decay"]) == (0.2, 0.4)
-
-
-# -- the schedule ---------------------------------------------------------------------------------------------------
-
-
-def make_schedule(lr=2.0, **options):
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=lr)
-    config = CosineSchedulerConfig(**{"warmup_steps": 4, "final_ratio": 0.1, **options})
-    return optimizer, config.setup().get_scheduler(optimizer, lr)
-
-
-def test_cosine_by_hand():
-    """Warm-up 1/4, 2/4, 3/4, 1; then 0.1 + 0.9 (1 + cos(pi p)) / 2 with p = 0 at step 4 and 1 at step 12."""
-    _, schedule = make_schedule(max_steps=12)
-    expected = {0: 0.25, 1: 0.5, 3: 1.0, 4: 1.0, 6: 0.1 + 0.45 * (1 + 0.5**0.5), 8: 0.55, 12: 0.1, 50: 0.1}
-    assert {step: schedule.factor(step) for step in expected} == pytest.approx(expected)
-
-
-def test_the_optimizer_follows():
-    optimizer, schedule = make_schedule(max_steps=12)
-    rates = []
-    for _ in range(13):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert rates == pytest.approx([2.0 * schedule.factor(step) for step in range(13)])
-    assert rates[0] == pytest.approx(0.5) and rates[12] == pytest.approx(0.2)
-
-
-def test_without_warm_up_the_full_rate_comes_first():
-    _, schedule = make_schedule(warmup_steps=0, max_steps=10)
-    assert schedule.factor(0) == 1 and schedule.factor(5) == pytest.approx(0.55)
-
-
-def test_an_open_end_is_set_once():
-    _, schedule = make_schedule()
-    assert schedule.factor(1000) == 1
-    schedule.end_at(12)
-    assert schedule.factor(8) == pytest.approx(0.55)
-    _, fixed = make_schedule(max_steps=12)
-    fixed.end_at(100)
-    assert fixed.max_steps == 12
-
-
-def test_longer_runs_take_smaller_steps():
-    """Four times the reference length: half the rate; a quarter of it: twice; never more than 2.5 times."""
-    for max_steps, peak in ((400, 0.5), (100, 1.0), (25, 2.0), (2, 2.5)):
-        _, schedule = make_schedule(max_steps=max_steps, reference_steps=100, warmup_steps=0)
-        assert schedule.factor(0) == pytest.approx(peak)
-        assert schedule.factor(max_steps) == pytest.approx(0.1 * peak)
-
-
-def test_state_is_plain_and_loads_with_weights_only(tmp_path):
-    optimizer, schedule = make_schedule(max_steps=12)
-    for _ in range(7):
-        optimizer.step()
-        schedule.step()
-    assert all(type(value) is float for value in schedule.get_last_lr())
-    torch.save({"schedulers": schedule.state_dict(), "optimizers": optimizer.state_dict()}, tmp_path / "state.pt")
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    resumed_optimizer, resumed = make_schedule(max_steps=12)
-    resumed_optimizer.load_state_dict(state["optimizers"])
-    resumed.load_state_dict(state["schedulers"])
-    for step in range(8, 11):
-        for o, s in ((optimizer, schedule), (resumed_optimizer, resumed)):
-            o.step()
-            s.step()
-        assert resumed_optimizer.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(2.0 * schedule.factor(step))
-
-
-def test_two_groups_do_not_share_a_schedule():
-    config = CosineSchedulerConfig(warmup_steps=0)
-    optimizers = [torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0) for _ in range(2)]
-    first, second = (config.setup().get_scheduler(o, 1.0) for o in optimizers)
-    assert isinstance(first, CosineLR)
-    first.end_at(5)
-    assert second.max_steps is None and config.max_steps is None

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from nerfstudio.utils.colormaps import apply_depth_colormap
-from test_nerfstudio_exports import ball_run  # noqa: F401  (a fixture)
 
 from mobiler2l_ns.checkpoints import load_model, read_config
 from mobiler2l_ns.export.comparison import held_out_dataset
@@ -21,7 +20,7 @@ needs_ffmpeg = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def held_out(ball_run):  # noqa: F811
+def held_out(ball_run):
     """Cameras of the held-out split, and the student's own outputs for each."""
     model, _ = load_model(ball_run, "cpu")
     cameras = held_out_dataset(read_config(ball_run)).cameras
@@ -35,7 +34,7 @@ def assert_same_picture(path, expected) -> None:
     assert np.abs(found - expected.clamp(0, 1).numpy()).max() <= 1 / 255 + 1e-5
 
 
-def test_dataset_pictures_are_the_students(ball_run, held_out, tmp_path):  # noqa: F811
+def test_dataset_pictures_are_the_students(ball_run, held_out, tmp_path):
     from nerfstudio.scripts import render
 
     cameras, outputs, model = held_out
@@ -53,7 +52,7 @@ def test_dataset_pictures_are_the_students(ball_run, held_out, tmp_path):  # noq
                 np.testing.assert_allclose(np.load(file), own[name].numpy(), atol=1e-4)
 
 
-def test_the_val_split_needs_no_teacher(ball_run, tmp_path):  # noqa: F811
+def test_the_val_split_needs_no_teacher(ball_run, tmp_path):
     """The fixture's teacher never existed on disk."""
     from nerfstudio.scripts import render
 
@@ -61,7 +60,7 @@ def test_the_val_split_needs_no_teacher(ball_run, tmp_path):  # noqa: F811
     assert len(list((tmp_path / "val" / "rgb").iterdir())) > 0
 
 
-def test_a_camera_path_with_a_crop(ball_run, held_out, tmp_path):  # noqa: F811
+def test_a_camera_path_with_a_crop(ball_run, held_out, tmp_path):
     """The box holds the part of the ball that is nearest to the camera, half as wide as the ball."""
     from nerfstudio.scripts import render
 
@@ -87,7 +86,7 @@ def test_a_camera_path_with_a_crop(ball_run, held_out, tmp_path):  # noqa: F811
 
 
 @needs_ffmpeg
-def test_videos_have_their_frames(ball_run, held_out, tmp_path):  # noqa: F811
+def test_videos_have_their_frames(ball_run, held_out, tmp_path):
     from nerfstudio.scripts import render
 
     cameras, outputs, _ = held_out
@@ -103,7 +102,7 @@ def test_videos_have_their_frames(ball_run, held_out, tmp_path):  # noqa: F811
     assert video.shape[:2] == (6, 21) and video.std() > 10
 
 
-def test_eval_writes_what_it_scores(ball_run, held_out, tmp_path):  # noqa: F811
+def test_eval_writes_what_it_scores(ball_run, held_out, tmp_path):
     from nerfstudio.scripts.eval import ComputePSNR
 
     _, outputs, _ = held_out

@@ -1,0 +1,90 @@
+"""The frozen teacher: what it renders, and the depth range that it shows."""
+
+import pytest
+import torch
+
+from mobiler2l_ns.cameras import pinhole_cameras
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.geometry import look_at
+from mobiler2l_ns.teacher import frozen as teacher
+from mobiler2l_ns.teacher.frozen import FrozenTeacher, depth_range
+
+# -- alpha and depth --------------------------------------------------------------------------------------------------
+
+
+class Slab(torch.nn.Module):
+    """Light grey at distance 7 along the ray; half of the picture is nearly transparent there."""
+
+    device, config = torch.device("cpu"), None
+
+    def __init__(self, *missing):
+        super().__init__()
+        self.without = missing
+
+    def get_outputs_for_camera(self, camera):
+        shape = int(camera.height), int(camera.width)
+        accumulation = torch.full((*shape, 1), 0.75)
+        accumulation[:, shape[1] // 2 :] = 0.25
+        found = {
+            "rgb": torch.full((*shape, 3), 0.8),
+            "accumulation": accumulation,
+            "depth": torch.full((*shape, 1), 7.0),
+        }
+        return {name: value for name, value in found.items() if name not in self.without}
+
+
+def frozen(monkeypatch, model) -> FrozenTeacher:
+    monkeypatch.setattr(teacher, "load_model", lambda path, device: (model, 0))
+    return FrozenTeacher("teacher/config.yml", "cpu")
+
+
+def test_a_teachers_distance_becomes_z_where_something_is_seen(monkeypatch):
+    camera = pinhole_cameras(torch.eye(4)[None, :3], 10.0, 8, 20)
+    picture = frozen(monkeypatch, Slab()).render_all(camera)
+    assert picture.shape == (8, 20, 5) and (picture[..., :3] == 0.8).all()
+    assert (picture[:, :10, 3] == 0.75).all() and (picture[:, 10:, 3] == 0.25).all()
+    # Pixel (0, 0) is 9.5 to the left of the middle and 3.5 above it, at focal 10: |(0.95, 0.35, 1)| = 1.42302.
+    assert float(picture[0, 0, 4]) == pytest.approx(7 / 1.42302, abs=1e-4)
+    assert (picture[:, 10:, 4] == 0).all()
+
+
+def test_a_gaussian_splats_depth_is_z_already(monkeypatch):
+    splat = type("SplatfactoModel", (Slab,), {})
+    picture = frozen(monkeypatch, splat()).render_all(pinhole_cameras(torch.eye(4)[None, :3], 10.0, 8, 20))
+    assert (picture[:, :10, 4] == 7).all()
+
+
+def test_a_teacher_without_geometry_says_so_once(monkeypatch, capsys):
+    found = frozen(monkeypatch, Slab("accumulation", "depth"))
+    camera = pinhole_cameras(torch.eye(4)[None, :3], 10.0, 8, 20)
+    for _ in range(2):
+        picture = found.render_all(camera)
+        assert (picture[..., 3] == 1).all() and (picture[..., 4] == 0).all()
+    printed = capsys.readouterr().out
+    assert printed.count("about accumulation") == printed.count("about depth") == 1
+    with pytest.raises(UserError, match="teacher/config.yml says nothing about depth.*near-far"):
+        found.surface_depths(camera)
+
+
+# -- near and far -----------------------------------------------------------------------------------------------------
+
+
+def test_depth_range_by_hand(stub_teacher):
+    """One camera at distance D = 4. A ray at tangent t meets the ball at z = (4 - sqrt(16 - 15(1 + t^2))) / (1 + t^2).
+
+    Seen pixels are spread evenly over t^2 < 1/15. At 1 percent, t^2 = 0.01/15: z = (4 - sqrt 0.99) / 1.000667 = 3.0030.
+    At 99 percent: z = (4 - sqrt 0.01) / 1.066 = 3.6585. The margin is 0.03 * 0.6555 + 0.0037 = 0.0233.
+    """
+    pose = look_at(torch.tensor([[0.0, -4, 0]]), torch.zeros(1, 3), torch.tensor([0.0, 0, 1]))
+    near, far = depth_range(stub_teacher, pinhole_cameras(pose, 700.0, 400, 400))
+    assert near == pytest.approx(2.9797, abs=0.001)
+    assert far == pytest.approx(3.6818, abs=0.01)
+
+
+def test_a_teacher_that_shows_nothing_is_refused(stub_teacher):
+    away = pinhole_cameras(
+        torch.eye(4)[None, :3] * torch.tensor([1.0, 1, 1, 0]) + torch.tensor([0.0, 0, 0, 9]), 9.0, 8, 8
+    )
+    stub_teacher.radius = 1e-3
+    with pytest.raises(UserError, match="--pipeline.datamanager.teacher"):
+        depth_range(stub_teacher, away)
