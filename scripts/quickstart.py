@@ -1,6 +1,6 @@
-"""The whole path for a newcomer: capture -> teacher -> student -> ONNX files -> pictures and a table.
+"""All steps from a capture to exported files: teacher, student, export, comparison images and a table.
 
-Started by quickstart.sh. Each stage is an ordinary command, printed before it runs; its output goes to
+quickstart.sh starts it. Each stage is an ordinary command, printed before it runs; its output goes to
 ``outputs/<scene>/logs`` and its progress to one bar. Stages that are done are not repeated.
 """
 
@@ -28,7 +28,7 @@ console = Console()
 
 
 class Quickstart:
-    """One scene's way through all stages.
+    """Runs all stages for one scene.
 
     Args:
         data: The capture.
@@ -54,7 +54,7 @@ class Quickstart:
         common += ["--experiment-name", self.scene]
         self.train("teacher", ["mobiler2l-teacher-small", *common, *teacher_options(self.parser), self.parser])
         student = [
-            "--pipeline.datamanager.teacher",
+            "--pipeline.datamanager.teacher.load-config",
             self.state["teacher"],
             "--pipeline.model.export-when-done",
             "False",
@@ -146,7 +146,7 @@ def find_parser(data: Path) -> str:
 
 
 def image_size(data: Path, parser: str) -> Optional[Tuple[int, int]]:
-    """Width and height of a student that a laptop trains in minutes, or None where the photos' own size will do."""
+    """Width and height of a student that a laptop trains in minutes; None if the photos have this size."""
     from PIL import Image
 
     name = "transforms_train.json" if parser == "blender-data" else "transforms.json"
@@ -157,28 +157,28 @@ def image_size(data: Path, parser: str) -> Optional[Tuple[int, int]]:
         with Image.open(photo) as image:
             width, height = image.size
     except (OSError, ValueError, KeyError, IndexError, TypeError, StopIteration) as error:
-        fail(f"the first photo of {data} cannot be read ({error}): mend its {name}.")
+        fail(f"the first photo of {data} cannot be read ({error}): correct its {name}.")
     shrink = min(1.0, MAX_SIDE / max(width, height))
     size = [max(UPSCALE, round(side * shrink / UPSCALE) * UPSCALE) for side in (width, height)]
     return None if size == [width, height] else (size[0], size[1])
 
 
 def teacher_options(parser: str) -> List[str]:
-    """A real capture has a background, near and far: more samples a ray than a bounded object needs."""
+    """A real capture has a background, near and far: more samples a ray than a bounded scene needs."""
     if parser == "blender-data":
         return []
     return ["--pipeline.model.num-proposal-samples-per-ray", "64", "--pipeline.model.num-nerf-samples-per-ray", "24"]
 
 
 def student_options(parser: str) -> List[str]:
-    """A capture fills the whole picture and its teacher is slower: more of the time for it."""
+    """A real capture fills the whole view and its teacher is slower: a larger fraction of the time for it."""
     if parser == "blender-data":
         return []
     return ["--pipeline.datamanager.filling-share", "0.4", "--pipeline.datamanager.photo-share", "0.3"]
 
 
 def summary(report: Dict, scene: str) -> Table:
-    """The figures that matter, as one table; PSNR and SSIM are against held-out photos."""
+    """The main figures as one table; PSNR and SSIM are against held-out photos."""
     title = f"{scene}, {report['image']['width']}x{report['image']['height']}"
     table = Table(title=title, title_justify="left", caption=_cost(report), caption_justify="left")
     table.add_column()
@@ -194,7 +194,7 @@ def summary(report: Dict, scene: str) -> Table:
 
 
 def _cost(report: Dict) -> str:
-    lines = [f"network: {report['params'] / 1e6:.2f} M parameters, {report['gmac']:.2f} GMAC a picture"]
+    lines = [f"network: {report['params'] / 1e6:.2f} M parameters, {report['gmac']:.2f} GMAC a view"]
     if pool := report["pool"]:
         share = 100 * pool["share_of_training_time"]
         lines.append(
@@ -203,7 +203,7 @@ def _cost(report: Dict) -> str:
         )
     if tuning := report.get("finetuning"):
         lines.append(
-            f"fine-tuning on the photos: {tuning['psnr_before']:.2f} -> {tuning['psnr_after']:.2f} dB on those held out"
+            f"fine-tuning on the photos: {tuning['psnr_before']:.2f} -> {tuning['psnr_after']:.2f} dB on held-out ones"
         )
     lines.append("seconds: " + ", ".join(f"{stage} {value:.0f}" for stage, value in report["seconds"].items()))
     lines.append(f"peak memory of one process: {report['peak_memory_mb']} MB")
@@ -211,15 +211,15 @@ def _cost(report: Dict) -> str:
 
 
 def next_steps(state: Dict, exports: Path) -> str:
-    """What to try after the table."""
+    """Commands to run next."""
     student, folder = _short(state["student"]), _short(str(exports))
     return (
-        f"Look at {folder}/comparison.png; the files lie beside it, a folder for each place where people look.\n"
+        f"Open {folder}/comparison.png; beside it is one folder of files for each target.\n"
         "Next (inside .venv: source .venv/bin/activate):\n"
         f"  python -m http.server --directory {folder}/web   (and open http://localhost:8000)\n"
         f"  ns-viewer --load-config {student}\n"
         f"  ns-eval --load-config {student} --output-path {folder}/eval.json\n"
-        f"  ns-render interpolate --load-config {student} --output-path {folder}/flight.mp4   (needs ffmpeg)"
+        f"  ns-render interpolate --load-config {student} --output-path {folder}/video.mp4   (needs ffmpeg)"
     )
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From photos to three ONNX files: installs if needed, trains a teacher, distils a student, exports and compares.
+# Installs if needed, trains a teacher, distils a student, exports it and compares all three with held-out photos.
 # Usage: bash scripts/quickstart.sh [DATA_DIR]     DATA_DIR: a posed capture; left out: a ray-traced demo scene is made.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
