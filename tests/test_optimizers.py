@@ -1,4 +1,4 @@
-"""Muon and the cosine schedule, in numbers worked by hand."""
+"""Muon in numbers worked by hand, and against torch's own Muon."""
 
 import pytest
 import torch
@@ -126,3 +126,46 @@ def test_configs_build_their_optimizers():
     adamw = AdamWOptimizerConfig(lr=0.2, weight_decay=0.4).setup([p])
     assert type(adamw) is torch.optim.AdamW
     assert (adamw.defaults["lr"], adamw.defaults["weight_decay"]) == (0.2, 0.4)
+
+
+# -- torch's Muon ---------------------------------------------------------------------------------------------------
+
+needs_torch_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch < 2.9 has no torch.optim.Muon")
+SHAPES = [(24, 24), (16, 64), (64, 16), (1, 32), (32, 1), (256, 312)]
+
+
+def total_updates(shape, **options) -> tuple[torch.Tensor, torch.Tensor]:
+    """What our Muon and torch's add to one weight in ten steps with the same gradients, weight decay included."""
+    torch.manual_seed(0)
+    weight, shared = torch.randn(shape), {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
+    weights = [torch.nn.Parameter(weight.clone()) for _ in range(2)]
+    optimizers = [Muon([weights[0]], **shared), torch.optim.Muon([weights[1]], **shared, **options)]
+    for _ in range(10):
+        gradient = torch.randn(shape)
+        for p, optimizer in zip(weights, optimizers):
+            p.grad = gradient.clone()
+            optimizer.step()
+    ours, theirs = (p.detach() - weight for p in weights)
+    return ours, theirs
+
+
+@needs_torch_muon
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_steps_agree_with_torchs_muon(shape):
+    """Our step size is torch's "original": lr * sqrt(max(1, rows / columns)).
+
+    torch iterates in bfloat16, which rounds each operation to 2^-8 = 0.4 percent. Measured: 0.5 to 1 percent of the
+    sum of ten steps.
+    """
+    ours, theirs = total_updates(shape, adjust_lr_fn="original", nesterov=True, ns_steps=5)
+    assert (ours - theirs).norm() < 0.02 * theirs.norm()
+
+
+@needs_torch_muon
+@pytest.mark.parametrize(
+    "options", [{"nesterov": False}, {"ns_steps": 4}, {"adjust_lr_fn": "match_rms_adamw"}], ids=str
+)
+def test_other_options_of_torchs_muon_differ(options):
+    """The tolerance above distinguishes other conventions."""
+    ours, theirs = total_updates((64, 16), **options)
+    assert (ours - theirs).norm() > 0.05 * theirs.norm()
