@@ -2,21 +2,18 @@
 
 import gzip
 import json
-import shutil
 
 import mediapy
 import numpy as np
 import pytest
 import torch
 from nerfstudio.utils.colormaps import apply_depth_colormap
+from system_packages import needs
 
 from mobiler2l_ns.checkpoints import load_model, read_config
 from mobiler2l_ns.export.comparison import held_out_dataset
 
 pytestmark = pytest.mark.slow
-needs_ffmpeg = pytest.mark.skipif(
-    shutil.which("ffmpeg") is None, reason="ffmpeg is not installed: NOTHING OF ns-render's VIDEOS IS TESTED"
-)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +82,7 @@ def test_a_camera_path_with_a_crop(ball_run, held_out, tmp_path):
     assert red[0, 0] and not red[15, 22] and red[15, 31]
 
 
-@needs_ffmpeg
+@needs("ffmpeg")
 def test_videos_have_their_frames(ball_run, held_out, tmp_path):
     from nerfstudio.scripts import render
 

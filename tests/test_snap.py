@@ -2,7 +2,6 @@
 
 import math
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import onnx
 import pytest
 import torch
 from builders import KINDS, make_student, orbit_cameras
+from system_packages import needs
 
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export import snap_operators
@@ -267,7 +267,7 @@ def test_the_templates_orbit_stays_in_the_viewing_range(centre, up):
             assert orbit.azimuth[0] - 1e-4 <= math.radians(90 - theta) <= orbit.azimuth[1] + 1e-4
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@needs("nodejs")
 @pytest.mark.parametrize(
     "cameras", [None, orbit_cameras((0.5, -1.0, 2.0), (0.3, -0.4, 1.0))], ids=["none", "half orbit"]
 )

@@ -8,16 +8,13 @@ from typing import Callable
 
 import numpy as np
 import pytest
-from browser import drag, find_chromium, screenshot
+from browser import drag, screenshot
 from commands import TINY, start
 from open_viewer import free_port
 from playwright.sync_api import Page
+from system_packages import needs
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.browser,
-    pytest.mark.skipif(find_chromium() is None, reason="NO BROWSER: run `apt install chromium` to test the viewer"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.browser, needs("chromium")]
 
 
 @pytest.fixture

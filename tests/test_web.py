@@ -17,10 +17,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from browser import PageLog, drag, find_chromium, roll_wheel, screenshot
+from browser import PageLog, drag, roll_wheel, screenshot
 from builders import STUDENT_CAMERA, make_student
+from missing_packages import cure, missing
 from PIL import Image
 from playwright.sync_api import Page
+from system_packages import needs
 
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export import web_files
@@ -39,8 +41,7 @@ WEBGPU = (
 
 def in_browser(test):
     """Marks a test that needs Chromium."""
-    reason = "NO BROWSER: run `apt install chromium` to test the web page"
-    return pytest.mark.browser(pytest.mark.skipif(find_chromium() is None, reason=reason)(test))
+    return pytest.mark.browser(needs("chromium")(test))
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +60,8 @@ def ort_dist(request) -> Path:
     folder = request.config.cache.mkdir(f"onnxruntime-web-{web_files.ORT_VERSION}")
     dist = folder / "package" / "dist"
     if not dist.is_dir():
-        if shutil.which("npm") is None:
-            pytest.skip("NO NPM: run `apt install npm` to test the web page with its runtime")
+        if missing(["npm"]):
+            pytest.skip(f"npm not installed: run {cure(['npm'])}")
         package = f"onnxruntime-web@{web_files.ORT_VERSION}"
         done = subprocess.run(["npm", "pack", package], cwd=folder, capture_output=True, text=True, timeout=300)
         if done.returncode:
