@@ -1,13 +1,16 @@
 """Neural light fields for phones, distilled from any nerfstudio radiance field.
 
-How data flows, file by file::
+Rooms, in the order of the data flow::
 
-    poses -> teacher -> pool -> datamanager        rays and target pixels of fresh teacher views and real photos
-    sampler -> embedder -> network                 the student: one pass from a grid of rays to an image (torch only)
-    losses, metrics -> model                       the student as a nerfstudio Model
-    onnx_files -> verification -> export           the student as ONNX files, each checked against torch
+    teacher/    a trained nerfstudio run, frozen, renders views from new poses
+    data/       the pool of these views, the photos, and batches of patches: rays and target pixels
+    student/    sampler -> embedder -> network: one pass from a grid of rays to a view (torch only)
+    training/   losses, metrics, optimizers, schedules, fine-tuning
+    export/     the student as ONNX files, a web page and a Core ML package, each checked against torch
+    viewer/     what the student adds to nerfstudio's viewer
 
-``cameras`` is the only place where nerfstudio's rays are turned into the student's.
+``datamanager``, ``model``, ``pipeline`` and ``trainer`` are nerfstudio's four roles. ``cameras`` alone turns
+nerfstudio's rays into the student's.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

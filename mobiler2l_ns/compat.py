@@ -1,9 +1,14 @@
-"""Work-arounds for nerfstudio 1.1.5 and torch, each with its reason. Nothing else in the package works around them."""
+"""Work-arounds for nerfstudio 1.1.5, torch, and earlier versions of this package, each with its reason.
 
+No other file of the package contains one. A work-around goes when the version that it names is no longer supported.
+"""
+
+import importlib.abc
 import sys
 from contextlib import contextmanager
 from typing import Any, Iterator, Optional
 
+import numpy as np
 import torch
 from nerfstudio.cameras.cameras import Cameras
 from torch import nn
@@ -17,7 +22,7 @@ TEXTURES = {"ExportTSDFMesh": "tsdf", "ExportPoissonMesh": "point_cloud"}
 def running_command() -> Optional[Any]:
     """The ns-render or ns-export command that is being executed, an object with its options as attributes.
 
-    nerfstudio does not hand it to the pipeline that it builds, so this looks for it among the callers.
+    nerfstudio 1.1.5 does not tell the pipeline which command builds it, so this looks for it among the callers.
     """
     frame = sys._getframe()
     while frame is not None:
@@ -29,7 +34,9 @@ def running_command() -> Optional[Any]:
 
 
 def check_command(outputs: str) -> None:
-    """Ends a command that cannot work on a student with one sentence.
+    """Raises UserError for options of nerfstudio's commands that cannot work on a student.
+
+    nerfstudio 1.1.5 has no hook for this. Some of these commands would fail after minutes, others in an assertion.
 
     Args:
         outputs: What the student predicts, e.g. "rgbad".
@@ -69,14 +76,13 @@ def check_command(outputs: str) -> None:
 
 
 def allow_numpy_scalars() -> None:
-    """Lets torch >= 2.6 load stock nerfstudio checkpoints, whose schedulers contain numpy floats.
+    """Lets torch >= 2.6 load the checkpoints of nerfstudio 1.1.5, whose schedulers contain numpy floats.
 
-    Called when nerfstudio discovers our methods, so it heals every ``ns-*`` command.
+    torch.load reads weights only by default since 2.6 (github.com/nerfstudio-project/nerfstudio/issues/3683). This is
+    called when nerfstudio discovers our methods, so it works in every ``ns-*`` command.
     """
     if not hasattr(torch.serialization, "add_safe_globals"):
         return
-    import numpy as np
-
     core = np._core if hasattr(np, "_core") else np.core
     safe = [core.multiarray.scalar, np.dtype]
     if hasattr(np, "dtypes"):
@@ -86,10 +92,10 @@ def allow_numpy_scalars() -> None:
 
 @contextmanager
 def without_lpips_download() -> Iterator[None]:
-    """Inside, nerfstudio models build without fetching LPIPS weights: their metric is an empty module.
+    """Inside, nerfstudio's models are built without LPIPS weights: their metric is an empty module.
 
-    nerfacto, instant-ngp and splatfacto construct the metric in ``populate_modules``, which needs the network and adds
-    10 MB to each checkpoint.
+    nerfacto, instant-ngp and splatfacto of 1.1.5 construct the metric in ``populate_modules``. That downloads weights
+    and adds 10 MB to each checkpoint.
     """
     import torchmetrics.image.lpip as module
 
@@ -102,7 +108,7 @@ def without_lpips_download() -> Iterator[None]:
 
 
 def with_batch_axis(cameras: Cameras) -> Cameras:
-    """Cameras of shape (N,); a lone one with the axis of the batch, which nerfstudio may leave out."""
+    """Cameras of shape (N,). Some data parsers of nerfstudio 1.1.5 leave the batch's axis out of a lone camera."""
     if cameras.fx.ndim == 2:
         return cameras
     names = ("fx", "fy", "cx", "cy", "width", "height", "camera_type")
@@ -111,3 +117,33 @@ def with_batch_axis(cameras: Cameras) -> Cameras:
     if distortion is not None:
         distortion = distortion.reshape(-1, 6)
     return Cameras(cameras.camera_to_worlds.reshape(-1, 3, 4), **numbers, distortion_params=distortion)
+
+
+# Modules of version 0.1 that the config.yml of each of its runs names.
+FORMER_MODULES = {
+    f"mobiler2l_ns.{name}"
+    for name in (
+        "capture", "finetuning", "network", "optimizers", "schedulers", "teacher_model", "teacher_ngp", "teacher_splat"
+    )
+}  # fmt: skip
+
+
+class FormerModuleFinder(importlib.abc.MetaPathFinder):
+    """Answers the import of a former module with one sentence."""
+
+    def find_spec(self, fullname, path=None, target=None) -> None:
+        """Raises UserError for a former module, and knows no others."""
+        if fullname in FORMER_MODULES:
+            raise UserError(
+                "this run was saved by mobiler2l-ns 0.1, whose config.yml and checkpoints this version cannot read: "
+                "train it again."
+            )
+
+
+def refuse_former_runs() -> None:
+    """Lets every ``ns-*`` command end with one sentence for a run of version 0.1.
+
+    nerfstudio imports what a config.yml names; without this it would print a traceback about a missing module.
+    """
+    if not any(type(finder).__name__ == FormerModuleFinder.__name__ for finder in sys.meta_path):
+        sys.meta_path.append(FormerModuleFinder())

@@ -125,7 +125,10 @@ class DistillationDataManager(CaptureDataManager):
     def teacher(self) -> Teacher:
         """The frozen teacher, loaded when first needed. A cached property keeps it out of state_dict and train()."""
         CONSOLE.print(f"Loading the teacher {self.config.teacher.load_config}")
-        return self.config.teacher.setup(self.device)
+        try:
+            return self.config.teacher.setup(self.device)
+        except AttributeError as error:  # nn.Module would report a missing attribute "teacher" instead
+            raise RuntimeError(f"{self.config.teacher.load_config} cannot be loaded") from error
 
     @property
     def points(self) -> Points:
@@ -257,8 +260,6 @@ class DistillationDataManager(CaptureDataManager):
         hc, wc = self.mixer.patch_size
         return local_share(self.config.patches_per_batch) * hc * wc * self.config.upscale**2
 
-    # -- shares ---------------------------------------------------------------------------------------------------
-
     def set_photo_share(self, share: float) -> None:
         """Changes the fraction of each batch that comes from the photos."""
         self.photo_share = share
@@ -286,8 +287,6 @@ class DistillationDataManager(CaptureDataManager):
         """Waits for the GPU's queue, whose work is otherwise charged to whoever waits for it next."""
         if torch.device(self.device).type == "cuda":
             torch.cuda.synchronize(self.device)
-
-    # -- statistics -----------------------------------------------------------------------------------------------
 
     def progress(self) -> Dict[str, float]:
         """State of the training data as plain numbers; all shares are between 0 and 1.

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from builders import one_sentence
+from builders import StubTeacherConfig, one_sentence
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
@@ -245,3 +245,46 @@ def test_no_focal_length_is_named(broken):
     with pytest.raises(UserError, match="no focal length") as caught:
         load(folder)
     assert "r_000.png" in one_sentence(caught)
+
+
+# -- whose mistake it is ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bug", [TypeError, ValueError, KeyError, AssertionError, OSError])
+def test_a_bug_after_the_capture_was_read_keeps_its_traceback(bug, build_pipeline, monkeypatch):
+    """Loading the teacher and building the pool come after it, in the same constructor of nerfstudio's."""
+
+    def fail(self, device):
+        raise bug("a bug")
+
+    monkeypatch.setattr(StubTeacherConfig, "setup", fail)
+    with pytest.raises(bug, match="a bug"):
+        build_pipeline()
+
+
+def test_a_missing_attribute_in_a_teacher_is_not_the_datamanagers(build_pipeline, monkeypatch):
+    monkeypatch.setattr(StubTeacherConfig, "setup", lambda self, device: device.nothing)
+    with pytest.raises(RuntimeError, match="config.yml cannot be loaded") as caught:
+        build_pipeline()
+    assert "nothing" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("parser", "name"),
+    [(ColmapDataParserConfig, "colmap"), (InstantNGPDataParserConfig, "instant-ngp-data"),
+     (NerfstudioDataParserConfig, "nerfstudio-data"), (BlenderDataParserConfig, "blender-data")],
+)  # fmt: skip
+def test_a_message_names_parsers_as_the_command_line_does(parser, name, tmp_path):
+    config = CaptureDataManagerConfig(data=tmp_path, dataparser=parser(data=tmp_path))
+    with pytest.raises(UserError, match=f"cannot be read as {name} \\("):
+        config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
+
+
+def test_a_photo_that_is_no_image_is_named(stub_teacher, tmp_path):
+    """Not the first one, which is looked at for its background, but one that is read with all others."""
+    folder = tmp_path / "photos"
+    parser = write_nerfstudio(folder, take_photos(folder, stub_teacher, [PHONE] * 10, {}))
+    (folder / "images" / "5.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="the photo .*images/5.png cannot be read") as caught:
+        CaptureDataManagerConfig(data=folder, dataparser=parser).setup(device="cpu", test_mode="val")
+    one_sentence(caught)

@@ -1,12 +1,17 @@
 """Work-arounds for nerfstudio 1.1.5 and torch."""
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
+import yaml
 from builders import BOX, TINY_NERFACTO
 from nerfstudio.models.nerfacto import NerfactoModelConfig
+from system_packages import needs_ns_export
 
-from mobiler2l_ns.compat import allow_numpy_scalars, check_command, without_lpips_download
+from mobiler2l_ns.checkpoints import read_config
+from mobiler2l_ns.compat import allow_numpy_scalars, check_command, refuse_former_runs, without_lpips_download
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.teacher.nerfacto import TeacherModelConfig
 from mobiler2l_ns.training import metrics
@@ -66,6 +71,14 @@ def test_nerfacto_builds_without_its_download(offline):
 # -- commands that cannot work ----------------------------------------------------------------------------------------
 
 
+def refuse(scripts, name, options, outputs, sentence, monkeypatch) -> None:
+    """A command's own ``main`` ends with one sentence: it calls the pipeline's check through ``eval_setup``."""
+    monkeypatch.setattr(scripts, "eval_setup", lambda *arguments, **keywords: check_command(outputs))
+    with pytest.raises(UserError, match=sentence):
+        getattr(scripts, name)(**options).main()
+
+
+@needs_ns_export
 @pytest.mark.parametrize(
     ("name", "options", "outputs", "sentence"),
     [
@@ -76,21 +89,56 @@ def test_nerfacto_builds_without_its_download(offline):
         ("ExportPointCloud", {"normal_method": "open3d"}, "rgba", "--pipeline.model.outputs rgbad"),
         ("ExportGaussianSplat", {}, "rgbad", "ns-export tsdf --texture-method tsdf"),
         ("ExportMarchingCubesMesh", {}, "rgbad", "ns-export tsdf --texture-method tsdf"),
-        ("RenderInterpolated", {"render_nearest_camera": True}, "rgb", "leave it out"),
-        ("RenderInterpolated", {"rendered_output_names": ["rgba"]}, "rgb", "--output-format images"),
-        ("DatasetRender", {"rendered_output_names": ["rgba"]}, "rgb", "--image-format png"),
     ],
 )
-def test_one_sentence_before_the_work(name, options, outputs, sentence, tmp_path, monkeypatch):
-    """The command's own ``main`` calls the pipeline's check, as it does through ``eval_setup``."""
-    from nerfstudio.scripts import exporter, render
+def test_ns_export_is_refused_before_the_work(name, options, outputs, sentence, tmp_path, monkeypatch):
+    from nerfstudio.scripts import exporter
 
-    scripts = exporter if hasattr(exporter, name) else render
-    monkeypatch.setattr(scripts, "eval_setup", lambda *arguments, **keywords: check_command(outputs))
-    where = {"output_dir": tmp_path} if scripts is exporter else {}
-    with pytest.raises(UserError, match=sentence):
-        getattr(scripts, name)(load_config=tmp_path / "config.yml", **where, **options).main()
+    options = {"load_config": tmp_path / "config.yml", "output_dir": tmp_path, **options}
+    refuse(exporter, name, options, outputs, sentence, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("RenderInterpolated", {"render_nearest_camera": True}, "leave it out"),
+        ("RenderInterpolated", {"rendered_output_names": ["rgba"]}, "--output-format images"),
+        ("DatasetRender", {"rendered_output_names": ["rgba"]}, "--image-format png"),
+    ],
+)
+def test_ns_render_is_refused_before_the_work(name, options, sentence, tmp_path, monkeypatch):
+    from nerfstudio.scripts import render
+
+    refuse(render, name, {"load_config": tmp_path / "config.yml", **options}, "rgb", sentence, monkeypatch)
 
 
 def test_no_command_is_not_checked():
     check_command("rgb")
+
+
+# -- earlier versions -------------------------------------------------------------------------------------------------
+
+# The beginning and one optimizer of a config.yml of version 0.1.
+FORMER_CONFIG = """!!python/object:mobiler2l_ns.trainer.DistillationTrainerConfig
+_target: !!python/name:mobiler2l_ns.trainer.DistillationTrainer ''
+optimizers:
+  matrices:
+    optimizer: !!python/object:mobiler2l_ns.optimizers.MuonConfig
+      lr: 0.025
+"""
+
+
+def test_a_run_of_version_0_1_is_refused_in_one_sentence(tmp_path):
+    (tmp_path / "config.yml").write_text(FORMER_CONFIG)
+    refuse_former_runs()
+    with pytest.raises(UserError, match="mobiler2l-ns 0.1.*train it again.$") as caught:
+        yaml.load(FORMER_CONFIG, Loader=yaml.Loader)  # as nerfstudio's own commands do
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="train it again"):
+        read_config(tmp_path / "config.yml")
+
+
+def test_modules_that_never_were_are_missing_as_usual():
+    refuse_former_runs()
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("mobiler2l_ns.nothing")

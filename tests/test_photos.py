@@ -1,9 +1,11 @@
 """The photos: their background, and which of them are held out."""
 
+import pytest
 import torch
+from nerfstudio.data.datasets.base_dataset import InputDataset
 
 from mobiler2l_ns.cameras import pinhole_cameras
-from mobiler2l_ns.data.photos import PhotoSet, on_white
+from mobiler2l_ns.data.photos import PhotoSet, load_photos, on_white
 
 
 def test_on_white_by_hand():
@@ -18,3 +20,31 @@ def test_photos_are_split_evenly():
     rest, held_out = PhotoSet(images, cameras, 8).hold_out(2)
     assert held_out.images[:, 0, 0, 0].tolist() == [3, 6]
     assert rest.images[:, 0, 0, 0].tolist() == [0, 1, 2, 4, 5, 7, 8, 9]
+
+
+@pytest.mark.parametrize(("total", "limit", "chosen"), [(7, 4, [0, 1, 3, 5]), (8, 4, [0, 2, 4, 6]), (3, 4, [0, 1, 2])])
+def test_a_limit_is_kept(total, limit, chosen, stub_dataset):
+    photos = load_photos(stub_dataset(total), 8, 8, 8, "cpu", limit=limit)
+    assert photos.images[:, 0, 0, 0].tolist() == chosen
+
+
+@pytest.fixture
+def stub_dataset():
+    """Makes a dataset whose photo number n is n everywhere."""
+
+    def make(total: int) -> StubDataset:
+        cameras = pinhole_cameras(torch.eye(4)[None, :3].repeat(total, 1, 1), 8.0, 8, 8)
+        return StubDataset(total, cameras)
+
+    return make
+
+
+class StubDataset(InputDataset):
+    def __init__(self, total, cameras):
+        self.total, self.cameras = total, cameras
+
+    def __len__(self):
+        return self.total
+
+    def get_image_float32(self, index):
+        return torch.full((8, 8, 3), index / 255)
