@@ -4,7 +4,7 @@ Poses are camera-to-world (3, 4), OpenGL axes (x right, y up, looking down -z), 
 """
 
 import math
-from typing import Tuple
+from typing import Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +13,14 @@ from torch import Tensor
 
 
 def look_at(
-    position: Float[Tensor, "B 3"], target: Float[Tensor, "B 3"], up: Float[Tensor, "3"]
+    position: Float[Tensor, "B 3"], target: Float[Tensor, "B 3"], up: Union[Float[Tensor, "3"], Float[Tensor, "B 3"]]
 ) -> Float[Tensor, "B 3 4"]:
     """Poses at ``position`` that look at ``target``, with ``up`` upwards in the image.
 
     Args:
         position: Camera centres.
         target: Points that lie on the optical axes.
-        up: A direction of any length, not parallel to an optical axis.
+        up: Directions of any length, not parallel to an optical axis; one for all poses, or one per pose.
     """
     back = F.normalize(position - target, dim=-1)
     right = F.normalize(torch.linalg.cross(up.expand_as(back), back), dim=-1)

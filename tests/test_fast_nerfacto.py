@@ -152,7 +152,7 @@ def test_rays_that_meet_nothing_cost_nothing(ball_model, camera):
 
 def test_surface_depths_are_z(ball_model, camera, monkeypatch):
     """The nearest point of the ball is straight ahead, 3 - 0.6 away; its outline is farther."""
-    monkeypatch.setattr(teacher, "load_model", lambda path, device: (ball_model, 0))
+    monkeypatch.setattr(teacher, "load_teacher", lambda path, device: (ball_model, 0))
     depths = FrozenTeacher(None, "cpu").surface_depths(camera)
     assert len(depths) > 100 and depths.min() > 2.4 - 0.07 and (depths - 2.4).abs().min() < 0.07
     assert depths.max() < 3 - RADIUS**2 / 3 + 0.07  # where rays touch the ball
@@ -220,7 +220,7 @@ def test_a_box_is_entered_and_left():
     assert (float(enter[2]), float(leave[2])) == pytest.approx((0, 0.5))
 
 
-@pytest.mark.parametrize("scene", ["bounded", "capture"])
+@pytest.mark.parametrize("scene", ["bounded", "unbounded"])
 def test_positions_are_those_of_the_models_field(scene):
     model = build(scene=scene)
     model.field.aabb = torch.tensor([[-1.0, -2, -3], [3, 2, 1]])
@@ -275,7 +275,7 @@ def test_a_random_background_is_white_in_the_end(options, camera, monkeypatch):
     model = build(**options)
     white = FastNerfacto(model).outputs_for_camera(camera)["rgb"]
     model.config.background_color = model.renderer_rgb.background_color = "random"
-    monkeypatch.setattr(teacher, "load_model", lambda path, device: (model, 0))
+    monkeypatch.setattr(teacher, "load_teacher", lambda path, device: (model, 0))
     found = FrozenTeacher(None, "cpu").render(camera)
     assert white.mean() > 0.1
     assert (found - white).abs().mean() < 5e-3
@@ -306,7 +306,7 @@ class OtherModel(torch.nn.Module):
 
 
 def test_another_model_is_rendered_by_nerfstudio(camera, monkeypatch):
-    monkeypatch.setattr(teacher, "load_model", lambda path, device: (OtherModel(), 3))
+    monkeypatch.setattr(teacher, "load_teacher", lambda path, device: (OtherModel(), 3))
     frozen = FrozenTeacher(None, "cpu")
     assert frozen.fast is None and frozen.step == 3
     assert (frozen.render(camera) == 0.25).all()

@@ -34,7 +34,7 @@ class Slab(torch.nn.Module):
 
 
 def frozen(monkeypatch, model) -> FrozenTeacher:
-    monkeypatch.setattr(teacher, "load_model", lambda path, device: (model, 0))
+    monkeypatch.setattr(teacher, "load_teacher", lambda path, device: (model, 0))
     return FrozenTeacher("teacher/config.yml", "cpu")
 
 

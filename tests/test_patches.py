@@ -75,7 +75,7 @@ def test_pixels_survive_as_bytes():
     pixels = torch.arange(256).view(4, 8, 8, 1).expand(-1, -1, -1, 3).float() / 255
     rays = make_patches([0, 1, 2, 3]).rays
     hard = HardPatches(count=4, capacity=4)
-    hard.add(Patches(rays, pixels), torch.arange(4))
+    hard.add(Patches(rays, pixels), torch.arange(4.0))
     assert hard._stored[0].dtype == torch.uint8
     patches = hard.draw()
     assert patches.pixels.dtype == torch.float32

@@ -26,7 +26,6 @@ from nerfstudio.models.splatfacto import SplatfactoModelConfig
 from nerfstudio.models.vanilla_nerf import NeRFModel, VanillaModelConfig
 
 from mobiler2l_ns.cameras import crop_camera, pinhole_cameras, ray_lengths
-from mobiler2l_ns.checkpoints import load_model
 from mobiler2l_ns.compat import without_lpips_download
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export import comparison
@@ -257,7 +256,7 @@ class Sky(torch.nn.Module):
 
 def test_alpha_leaves_room_for_the_colour(camera, monkeypatch):
     """On white, (0.2, 0.6, 0.9) needs an alpha of 0.8 at least: then it is (0, 0.5, 0.875) and 0.2 of white."""
-    monkeypatch.setattr("mobiler2l_ns.teacher.frozen.load_model", lambda path, device: (Sky(), 0))
+    monkeypatch.setattr("mobiler2l_ns.teacher.frozen.load_teacher", lambda path, device: (Sky(), 0))
     picture = FrozenTeacher(None, "cpu").render_all(camera)
     torch.testing.assert_close(picture[..., :4], torch.tensor([0.2, 0.6, 0.9, 0.8]).expand(48, 64, 4))
     assert (picture[..., 4] == 0).all()  # it is not more than half opaque
@@ -271,7 +270,7 @@ def test_a_surface_models_depth_is_z():
 
 def test_a_model_without_a_picture_is_refused(camera, monkeypatch):
     monkeypatch.setattr(Sky, "get_outputs_for_camera", lambda self, camera: {"normals": torch.zeros(48, 64, 3)})
-    monkeypatch.setattr("mobiler2l_ns.teacher.frozen.load_model", lambda path, device: (Sky(), 0))
+    monkeypatch.setattr("mobiler2l_ns.teacher.frozen.load_teacher", lambda path, device: (Sky(), 0))
     with pytest.raises(UserError, match="run/config.yml renders no rgb, only normals") as caught:
         FrozenTeacher("run/config.yml", "cpu").render(camera)
     one_sentence(caught)
@@ -319,9 +318,9 @@ def test_the_points_that_splats_start_from_stay_with_them(tmp_path, as_if_cuda):
     [
         (InstantNGPModelConfig(), "instant-ngp", "only an NVIDIA GPU with CUDA can render"),
         (SplatTeacherModelConfig(), "mobiler2l-teacher-splat", "only an NVIDIA GPU with CUDA can render"),
-        (SemanticNerfWModelConfig(), "semantic-nerfw", "its classes are known to its data set only"),
+        (SemanticNerfWModelConfig(), "semantic-nerfw", "only its data set knows its classes"),
         (GenerfactoModelConfig(), "generfacto", "made from text"),
-        (VanillaModelConfig(_target=NeRFModel, enable_temporal_distortion=True), "dnerf", "shows no motion"),
+        (VanillaModelConfig(_target=NeRFModel, enable_temporal_distortion=True), "dnerf", "has no motion"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -337,7 +336,7 @@ def test_runs_that_cannot_teach_here(model, method, reason, student_config, tmp_
         datamanager.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
     assert f"{path} was trained with {method}" in one_sentence(caught)
     with pytest.raises(UserError, match=reason):
-        load_model(path, "cpu")
+        FrozenTeacher(path, "cpu")
 
 
 def test_a_model_that_asks_for_more_is_refused(tmp_path):
@@ -352,7 +351,7 @@ def test_an_export_without_cuda_leaves_out_a_cuda_teacher(tmp_path, capsys, monk
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     path = tmp_path / "config.yml"
     path.write_text(yaml.dump(mobiler2l_teacher_splat.config))
-    assert comparison._load_teacher(path) is None
+    assert comparison._load_teacher(TeacherConfig(load_config=path)) is None
     assert "its column is left out" in capsys.readouterr().out
 
 

@@ -80,7 +80,7 @@ class Coverage(nn.Module):
 
     def mask_uncovered(
         self, view: Float[Tensor, "C H W"], rays: RayBundle, extent: Float[Tensor, "2"]
-    ) -> Float[Tensor, "C H W"]:
+    ) -> Float[Tensor, "_ H W"]:
         """A view that fades to nothing on white where no training view contained its rays (1, h, w)."""
         up = up_direction(self.viewpoints)
         ratio = coverage_ratio(rays.origins, rays.directions, self.focus, up, extent)

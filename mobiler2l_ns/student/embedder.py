@@ -28,6 +28,7 @@ class Embedder(nn.Module):
         follow by doubling the angle, which is as accurate as float32 arithmetic on an angle of that size.
         """
         sines, cosines = [], []
+        sine = cosine = points  # replaced at level 0
         for level in range(self.num_frequencies):
             if level % 3 == 0:
                 angle = points * float(2**level)

@@ -73,6 +73,7 @@ class ResidualBlock(nn.Module):
         if not config.batch_norm:
             # Without normalisation, the sum of dozens of blocks is large at the start unless each block adds little.
             with torch.no_grad():
+                assert self.conv2.bias is not None
                 self.conv2.weight.mul_(0.1)
                 self.conv2.bias.zero_()
 

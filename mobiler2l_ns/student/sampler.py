@@ -8,7 +8,7 @@ Bounded scenes: points are evenly spaced in z and enter the network as they are.
 spaced in 1/z and are contracted far from the cameras, so that the positional code resolves points at any distance.
 """
 
-from typing import Literal, NamedTuple, Optional, Sequence, Union
+from typing import Literal, NamedTuple, Optional, Sequence, Union, overload
 
 import torch
 import torch.nn.functional as F
@@ -27,11 +27,23 @@ class DepthRange(NamedTuple):
     far: Number
     unbounded: bool = False
 
+    @overload
+    def denormalize(self, depth: float) -> Number: ...
+
+    @overload
+    def denormalize(self, depth: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]: ...
+
     def denormalize(self, depth: Values) -> Values:
         """Normalised depth (0: near plane, 1: far plane) to z in world units."""
         if self.unbounded:
             return self.near * self.far / (self.far - (self.far - self.near) * depth)
         return self.near + (self.far - self.near) * depth
+
+    @overload
+    def normalize(self, z: float) -> Number: ...
+
+    @overload
+    def normalize(self, z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]: ...
 
     def normalize(self, z: Values) -> Values:
         """z in world units to normalised depth; the inverse of ``denormalize``."""

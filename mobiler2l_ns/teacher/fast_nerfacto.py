@@ -1,23 +1,24 @@
-"""nerfacto's picture in a fraction of its time, for a teacher that no longer changes.
+"""Renders a frozen nerfacto several times faster than nerfacto itself.
 
-nerfacto asks proposal networks where a ray's samples belong, evaluates density and colour at all of them, and does so
-for rays through empty space too. Here the last proposal network is a lookup in a grid that is baked once, rays that
-meet nothing are not sampled, and colour is evaluated only where it can be seen. Field, number of samples, spacing and
-compositing are the model's own.
+nerfacto evaluates proposal networks to place the samples of each ray, and density and colour at all samples, also for
+rays through empty space. Here the last proposal network is baked into a grid once, rays that meet nothing are not
+sampled, and colour is evaluated only at visible samples. Field, number of samples, spacing and compositing are those of
+the model.
 
-N: rays, S: intervals of the lookup, K: samples of the field.
+N: rays, E: edges of the intervals on a ray, K: samples on a ray, M: visible samples, G: geometry features.
 """
 
-from typing import Dict, Tuple
+from typing import Dict, Tuple, TypeGuard
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.field_components.spatial_distortions import SceneContraction
+from nerfstudio.fields.base_field import get_normalized_directions
 from nerfstudio.fields.density_fields import HashMLPDensityField
-from nerfstudio.fields.nerfacto_field import NerfactoField, get_normalized_directions
+from nerfstudio.fields.nerfacto_field import NerfactoField
 from nerfstudio.model_components.ray_samplers import SpacedSampler
 from nerfstudio.model_components.renderers import RGBRenderer
 from nerfstudio.models.base_model import Model
@@ -28,9 +29,9 @@ from mobiler2l_ns.teacher.density_grid import DensityGrid
 
 GRID_RESOLUTION = 128
 NUM_INTERVALS = 128
-# The share of samples that goes anywhere on the ray, for what the grid does not know of.
+# Fraction of samples that is spread over the whole ray, for surfaces that the grid lacks.
 PADDING = 0.1
-# A ray's opacity and a sample's weight below which nothing is seen: 0.01 and 0.001 of full scale at most.
+# Rays of smaller opacity and samples of smaller weight are skipped: errors of at most 0.01 and 0.001 in 0..1.
 MIN_OPACITY, MIN_WEIGHT = 1e-2, 1e-3
 
 
@@ -41,34 +42,37 @@ class FastNerfacto:
         model: A model that ``renders_as_nerfacto``, in eval mode.
 
     Attributes:
-        grid: What the last proposal network says; for a bounded model without what the field knows to be empty.
+        grid: Density of the last proposal network; zero, in a bounded model, where the field is empty.
     """
 
     def __init__(self, model: NerfactoModel):
-        self.model, self.field = model, model.field
+        network, sampler = model.proposal_networks[-1], model.proposal_sampler.initial_sampler
+        assert isinstance(network, HashMLPDensityField) and isinstance(sampler, SpacedSampler)
+        self.model, self.field, self.proposal_network = model, model.field, network
         self.bounded = self.field.spatial_distortion is None
         self.grid = DensityGrid.bake(self._proposal_density, GRID_RESOLUTION, model.device)
         if self.bounded:
             size = self.field.aabb[1] - self.field.aabb[0]
             self.grid.clear_empty(lambda x: self._field_density(x)[0], float(size.norm()) / GRID_RESOLUTION)
-        sampler = model.proposal_sampler.initial_sampler
         self.to_spacing, self.to_distance = sampler.spacing_fn, sampler.spacing_fn_inv
         self.num_samples = model.config.num_nerf_samples_per_ray
         # A CPU is fastest while a chunk's intermediate results fit its cache.
         self.chunk = 1 << 12 if model.device.type == "cpu" else 1 << 16
 
     @torch.no_grad()
-    def outputs_for_camera(self, camera: Cameras) -> Dict[str, Float[Tensor, "H W C"]]:
-        """``rgb``, ``accumulation`` and ``depth`` (median, along the ray) as nerfacto's ``get_outputs_for_camera``.
+    def outputs_for_camera(self, camera: Cameras) -> Dict[str, Float[Tensor, "H W _"]]:
+        """The outputs of nerfacto's ``get_outputs_for_camera`` for a camera of shape (1,).
 
-        Rays that meet nothing have accumulation and depth zero.
+        Returns:
+            ``rgb`` (H, W, 3), ``accumulation`` (H, W, 1) and ``depth`` (H, W, 1), the median distance along the ray in
+            world units. Accumulation and depth are 0 for rays that meet nothing.
         """
         bundle = camera.generate_rays(0, keep_shape=True)
         rays = bundle.flatten()
         parts = [self._render(rays[i : i + self.chunk]) for i in range(0, len(rays), self.chunk)]
         return {name: torch.cat([part[name] for part in parts]).view(*bundle.shape, -1) for name in parts[0]}
 
-    def _render(self, rays: RayBundle) -> Dict[str, Tensor]:
+    def _render(self, rays: RayBundle) -> Dict[str, Float[Tensor, "N _"]]:
         rays_o, rays_d = rays.origins, rays.directions
         edges, weights, seen = self._propose(rays)
         background = self.model.renderer_rgb.background_color
@@ -85,10 +89,12 @@ class FastNerfacto:
             outputs[name][index] = value
         return outputs
 
-    def _propose(self, rays: RayBundle) -> Tuple[Float[Tensor, "N S+1"], Float[Tensor, "N S"], Tensor]:
-        """Interval edges (in the model's spacing), their weights by the grid, and which rays (N,) to sample."""
+    def _propose(self, rays: RayBundle) -> Tuple[Float[Tensor, "N E"], Float[Tensor, "N E-1"], Bool[Tensor, "N"]]:
+        """Interval edges in the model's spacing, the intervals' weights by the grid, and which rays to sample."""
+        assert self.model.collider is not None
         rays = self.model.collider(rays)
         near, far = rays.nears, rays.fars
+        assert near is not None and far is not None
         if self.bounded:
             enter, leave = intersect_aabb(rays.origins, rays.directions, self.field.aabb)
             near, far = torch.maximum(near, enter), torch.minimum(far, leave)
@@ -101,7 +107,14 @@ class FastNerfacto:
             return edges, weights, torch.ones_like(weights[:, 0], dtype=torch.bool)
         return edges, weights, weights.sum(dim=1) > MIN_OPACITY
 
-    def _shade(self, rays_o: Tensor, rays_d: Tensor, edges: Float[Tensor, "N K+1"], background: Tensor) -> dict:
+    def _shade(
+        self,
+        rays_o: Float[Tensor, "N 3"],
+        rays_d: Float[Tensor, "N 3"],
+        edges: Float[Tensor, "N E"],
+        background: Float[Tensor, "N 3"],
+    ) -> Dict[str, Float[Tensor, "N _"]]:
+        """Outputs of rays that are sampled between given distances."""
         middle, width = (edges[:, 1:] + edges[:, :-1]) / 2, edges.diff(dim=1)
         positions = self._unit_cube(rays_o, rays_d, middle)
         density, features = self._field_density(positions.flatten(1).T)
@@ -118,8 +131,10 @@ class FastNerfacto:
         colour = self._field_colour(rays_d, ray, features[visible]) * weights.view(-1)[visible, None]
         return {"rgb": background.index_add(0, ray, colour), "accumulation": accumulation, "depth": depth}
 
-    def _unit_cube(self, rays_o: Tensor, rays_d: Tensor, t: Float[Tensor, "N K"]) -> Float[Tensor, "3 N K"]:
-        """Points at distances t, in the coordinates that the model's fields take."""
+    def _unit_cube(
+        self, rays_o: Float[Tensor, "N 3"], rays_d: Float[Tensor, "N 3"], t: Float[Tensor, "N K"]
+    ) -> Float[Tensor, "3 N K"]:
+        """Points at distances t, in the coordinates of the model's fields: the unit cube."""
         if self.bounded:
             low, size = self.field.aabb[0], self.field.aabb[1] - self.field.aabb[0]
             rays_o, rays_d = (rays_o - low) / size, rays_d / size
@@ -131,7 +146,7 @@ class FastNerfacto:
         return points.mul_((2 - inverse) * inverse / 4).add_(0.5)
 
     def _proposal_density(self, positions: Float[Tensor, "N 3"]) -> Float[Tensor, "N"]:
-        network = self.model.proposal_networks[-1]
+        network = self.proposal_network
         head = network.mlp_base if not network.use_linear else lambda x: network.linear(network.encoding(x))
         return network.average_init_density * torch.exp(head(positions)[:, 0].float())
 
@@ -139,7 +154,10 @@ class FastNerfacto:
         hidden = self.field.mlp_base(positions)
         return self.field.average_init_density * torch.exp(hidden[:, 0].float()), hidden[:, 1:]
 
-    def _field_colour(self, rays_d: Tensor, ray: Tensor, features: Float[Tensor, "M G"]) -> Float[Tensor, "M 3"]:
+    def _field_colour(
+        self, rays_d: Float[Tensor, "N 3"], ray: Int64[Tensor, "M"], features: Float[Tensor, "M G"]
+    ) -> Float[Tensor, "M 3"]:
+        """Colours of samples, each of which lies on the ray with index ``ray``."""
         inputs = [self.field.direction_encoding(get_normalized_directions(rays_d))[ray], features]
         if self.field.embedding_appearance is not None:
             appearance = self.field.embedding_appearance.mean(dim=0) * self.field.use_average_appearance_embedding
@@ -147,10 +165,10 @@ class FastNerfacto:
         return self.field.mlp_head(torch.cat(inputs, dim=-1)).float()
 
 
-def renders_as_nerfacto(model: Model) -> bool:
-    """Whether ``FastNerfacto`` shows what the model shows: it renders by nerfacto's own code, fields and options.
+def renders_as_nerfacto(model: Model) -> TypeGuard[NerfactoModel]:
+    """Whether ``FastNerfacto`` can render a model: its code, fields and options are those of nerfacto.
 
-    A bounded model that continues its last sample to infinity is left to nerfstudio: it has colours outside its box.
+    It cannot render a bounded model whose last sample extends to infinity, which has colours outside the scene box.
     """
     own = ("forward", "get_outputs", "get_outputs_for_camera", "get_outputs_for_camera_ray_bundle")
     if not isinstance(model, NerfactoModel) or any(
@@ -168,21 +186,21 @@ def renders_as_nerfacto(model: Model) -> bool:
 
 
 def render_weights(density: Float[Tensor, "N K"], width: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-    """What each interval of a ray adds to it: T_i (1 - exp(-density_i width_i)); NeRF (Mildenhall et al. 2020), Eq. 3.
+    """Weight of each interval of a ray: T_i (1 - exp(-density_i width_i)); NeRF (Mildenhall et al. 2020), Eq. 3.
 
-    Written as the difference of transmittances T before and behind the interval.
+    Computed as the difference of the transmittances T before and behind the interval.
     """
     transmittance = torch.exp(-F.pad((density * width).cumsum(dim=1), (1, 0)))
     return transmittance[:, :-1] - transmittance[:, 1:]
 
 
-def inverse_cdf(edges: Float[Tensor, "N S+1"], weights: Float[Tensor, "N S"], count: int) -> Float[Tensor, "N count"]:
-    """Positions that split a ray's weight evenly, as nerfstudio's ``PDFSampler`` sets them in evaluation.
+def inverse_cdf(edges: Float[Tensor, "N E"], weights: Float[Tensor, "N E-1"], count: int) -> Float[Tensor, "N {count}"]:
+    """Positions between which a ray has equal weight, as nerfstudio's ``PDFSampler`` computes them in evaluation.
 
     Args:
         edges: Interval edges, ascending.
-        weights: Weight of each interval, at most 1 in all; PADDING is spread over the intervals on top.
-        count: How many positions; the first and the last leave half a share outside.
+        weights: Weight of each interval, with a sum of at most 1 per ray. PADDING is added, spread over the intervals.
+        count: Number of positions. Half of one part's weight lies before the first and half behind the last.
     """
     weights = weights + PADDING / weights.shape[1]
     cdf = F.pad(weights.cumsum(dim=1), (1, 0))
@@ -197,7 +215,10 @@ def inverse_cdf(edges: Float[Tensor, "N S+1"], weights: Float[Tensor, "N S"], co
 def intersect_aabb(
     rays_o: Float[Tensor, "N 3"], rays_d: Float[Tensor, "N 3"], aabb: Float[Tensor, "2 3"]
 ) -> Tuple[Float[Tensor, "N 1"], Float[Tensor, "N 1"]]:
-    """Where rays enter (at 0 from inside) and leave a box, in units of rays_d; on a miss leave < enter."""
+    """Distances, in lengths of rays_d, at which rays enter and leave a box.
+
+    Rays that start inside enter at 0. For rays that miss the box, the second distance is smaller than the first.
+    """
     to_corner = (aabb[:, None] - rays_o) / torch.where(rays_d.abs() < 1e-9, 1e-9, rays_d)  # (2, N, 3)
     enter = to_corner.amin(dim=0).amax(dim=-1, keepdim=True).clamp_min(0)
     return enter, to_corner.amax(dim=0).amin(dim=-1, keepdim=True)

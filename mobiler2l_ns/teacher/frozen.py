@@ -1,6 +1,6 @@
 """The frozen teacher: any nerfstudio run, loaded without its data set, rendering views for the student.
 
-What differs between teachers is in ``teacher_kinds``.
+The differences between kinds of teachers are in ``kinds``.
 """
 
 from dataclasses import dataclass, field
@@ -12,17 +12,19 @@ from jaxtyping import Float, UInt8
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.configs.base_config import InstantiateConfig
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
+from nerfstudio.models.base_model import Model
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from mobiler2l_ns.cameras import fit_cameras, fit_image, ray_lengths
-from mobiler2l_ns.checkpoints import load_model
+from mobiler2l_ns.checkpoints import load_model, read_config
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.teacher.adoption import Adoption, adopt, resolve_teacher
 from mobiler2l_ns.teacher.fast_nerfacto import FastNerfacto, renders_as_nerfacto
 from mobiler2l_ns.teacher.hash_encoding import accelerate_hash_grids
 from mobiler2l_ns.teacher.kinds import (
     background,
+    check_teacher,
     depth_is_z,
     final_outputs,
     pose_refinement,
@@ -63,6 +65,16 @@ class TeacherConfig(InstantiateConfig):
         return adopt(found, data, dataparser, device)
 
 
+def load_teacher(config_path: Path, device) -> Tuple[Model, int]:
+    """The model of a run and the step of its checkpoint.
+
+    Raises:
+        UserError: The run cannot be a teacher, cannot be rendered on this device, or cannot be loaded.
+    """
+    check_teacher(config_path, read_config(config_path), device)
+    return load_model(config_path, device)
+
+
 class FrozenTeacher:
     """A trained nerfstudio run as a Teacher.
 
@@ -79,7 +91,7 @@ class FrozenTeacher:
 
     def __init__(self, config_path: Path, device):
         self.config_path = config_path
-        self.model, self.step = load_model(config_path, device)
+        self.model, self.step = load_teacher(config_path, device)
         show_mean_appearance(self.model)
         accelerate_hash_grids(self.model)
         self.fast = FastNerfacto(self.model) if renders_as_nerfacto(self.model) else None

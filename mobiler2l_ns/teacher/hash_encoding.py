@@ -1,34 +1,35 @@
 """nerfstudio's torch hash grid, computed several times faster on a CPU.
 
-nerfstudio's ``HashEncoding`` without tiny-cuda-nn gathers the eight corners of a cell one by one in 64-bit arithmetic.
-The functions here return the same features from the same parameters (so checkpoints are interchangeable): corner
-indices come from 32-bit products that are computed once an axis, the weighted sum of the corners is one
-``embedding_bag``, and the table's gradient is one ``bincount`` a feature.
+Without tiny-cuda-nn, nerfstudio's ``HashEncoding`` gathers the eight corners of a cell one by one in 64-bit arithmetic.
+The functions here return the same features from the same parameters, so checkpoints are interchangeable. The corners'
+indices are computed from 32-bit products, one per axis. The weighted sum of the corners is one ``embedding_bag``, and
+the gradient of the table is one ``bincount`` per feature.
 
-N: points, L: levels, F: features a level, T: rows of the table (all levels together).
+N: points, L: levels, F: features per level, T: rows of the table, of all levels together.
 """
 
 import types
+from typing import Any, Tuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int32
 from nerfstudio.field_components.encodings import HashEncoding
 from torch import Tensor, nn
 
-# The primes of instant-ngp's hash (Mueller et al. 2022, Eq. 4), wrapped into int32: only the low bits of the products
-# survive the modulus, and two's complement keeps those.
+# The primes of instant-ngp's hash (Mueller et al. 2022, Eq. 4), wrapped to int32. The modulus keeps only the low bits
+# of the products, which two's complement preserves.
 _PRIMES = (1, 2654435761 - 2**32, 805459861)
 
 
-def _corners(encoding: HashEncoding, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Table rows and trilinear weights of the eight corners around each point.
+def _corners(
+    encoding: HashEncoding, positions: Float[Tensor, "N 3"]
+) -> Tuple[Int32[Tensor, "NL 8"], Float[Tensor, "NL 8"]]:
+    """Table rows and trilinear weights of the eight corners around each point, for N*L points and levels.
 
     Args:
-        encoding: Supplies table size, levels and the grid's resolution at each level.
-        positions: (N, 3) in 0..1.
-
-    Returns:
-        Rows (N*L, 8) int32 and weights (N*L, 8).
+        encoding: Has the table's size, the levels, and the resolution of each level.
+        positions: Points in 0..1.
     """
     scaled = positions[:, None, :] * encoding.scalings.to(positions).view(-1, 1)  # (N, L, 3)
     low = torch.floor(scaled)
@@ -48,16 +49,18 @@ def _corners(encoding: HashEncoding, positions: Tensor) -> tuple[Tensor, Tensor]
 
 
 class _GatherCorners(torch.autograd.Function):
-    """Weighted sum of table rows. The gradient reaches the table only: points are not optimised here."""
+    """Weighted sum of table rows. Only the table gets a gradient; rows and weights, and so the points, get none."""
 
     @staticmethod
-    def forward(ctx, table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, table: Float[Tensor, "T F"], rows: Int32[Tensor, "NL 8"], weights: Float[Tensor, "NL 8"]
+    ) -> Float[Tensor, "NL F"]:
         ctx.save_for_backward(rows, weights)
         ctx.table_shape = table.shape
         return F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Float[Tensor, "NL F"]) -> Tuple[Float[Tensor, "T F"], None, None]:
         rows, weights = ctx.saved_tensors
         num_rows, num_features = ctx.table_shape
         rows = rows.flatten()
@@ -68,8 +71,8 @@ class _GatherCorners(torch.autograd.Function):
         return torch.stack(columns, dim=-1).to(grad), None, None
 
 
-def _forward(self: HashEncoding, in_tensor: Tensor) -> Tensor:
-    """Drop-in for ``HashEncoding.pytorch_fwd``: (..., 3) positions in 0..1 to (..., L*F) features."""
+def _forward(self: HashEncoding, in_tensor: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch LF"]:
+    """Replaces ``HashEncoding.pytorch_fwd``: positions in 0..1 to features, L*F per position."""
     if in_tensor.device.type != "cpu":
         return HashEncoding.pytorch_fwd(self, in_tensor)
     rows, weights = _corners(self, in_tensor.detach().reshape(-1, 3))
@@ -78,12 +81,12 @@ def _forward(self: HashEncoding, in_tensor: Tensor) -> Tensor:
 
 
 def accelerate_hash_grids(model: nn.Module) -> int:
-    """Makes every torch hash grid inside ``model`` use the fast path on a CPU; tiny-cuda-nn grids are left alone.
+    """Makes every torch hash grid inside ``model`` fast on a CPU; grids of tiny-cuda-nn are not changed.
 
-    No gradient reaches the positions afterwards, so leave models alone that train poses or predict normals.
+    Positions get no gradient afterwards. So do not use this on models that optimise poses or predict normals.
 
     Returns:
-        How many grids were changed.
+        Number of changed grids.
     """
     grids = [m for m in model.modules() if isinstance(m, HashEncoding) and m.tcnn_encoding is None]
     for grid in grids:

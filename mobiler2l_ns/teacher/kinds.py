@@ -1,31 +1,33 @@
-"""What differs between nerfstudio's models once one of them is a teacher: a function for each property.
+"""Differences between nerfstudio's models as teachers: one function for each property.
 
-Models are told apart by the names of their classes, so that nothing has to be imported to find out.
+Models are identified by the names of their classes, so that no model's module has to be imported.
 """
 
 from pathlib import Path
 from typing import Dict, Optional, Tuple, Union
 
 import torch
-from jaxtyping import Float
-from nerfstudio.model_components.renderers import RGBRenderer
+from jaxtyping import Float, Shaped
+from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.model_components.renderers import BackgroundColor, RGBRenderer
 from nerfstudio.models.base_model import Model
+from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from torch import Tensor
 
 from mobiler2l_ns.errors import UserError
 
-# instant-ngp's sampling (nerfacc), splatting (gsplat) and NeuS's encoding (tiny-cuda-nn) are CUDA kernels only.
+# instant-ngp's sampling (nerfacc), splatting (gsplat) and NeuS's encoding (tiny-cuda-nn) exist as CUDA kernels only.
 CUDA_ONLY = ("NGPModel", "SplatfactoModel", "SurfaceModel")
-# Their depth is a distance from the camera plane; other models give the distance along the ray.
+# Models whose depth is the distance from the camera plane; that of other models is the distance along the ray.
 DEPTH_IS_Z = ("SplatfactoModel", "SurfaceModel")
 NO_TEACHERS = {
-    "SemanticNerfWModel": "its classes are known to its data set only",
+    "SemanticNerfWModel": "only its data set knows its classes",
     "GenerfactoModel": "it was made from text, without photos",
 }
 
 
 def is_a(model_class: type, *names: str) -> bool:
-    """Whether a class or one that it derives from has one of these names."""
+    """Whether a class or one of its base classes has one of these names."""
     return any(base.__name__ in names for base in model_class.__mro__)
 
 
@@ -34,16 +36,16 @@ def has_cuda(device) -> bool:
     return torch.device(device).type == "cuda" and torch.cuda.is_available()
 
 
-class CudaOnly:
-    """Mixin for pipelines: without CUDA one sentence, before any data is loaded.
+class CudaOnly(VanillaPipeline):
+    """A pipeline that needs CUDA: raises UserError without it, before any data is loaded.
 
     Attributes:
-        method: The method's name.
+        method: Name of the method.
     """
 
     method: str
 
-    def __init__(self, config, device, *args, **kwargs):
+    def __init__(self, config: VanillaPipelineConfig, device: str, *args, **kwargs):
         if not has_cuda(device):
             raise UserError(
                 f"{self.method} needs an NVIDIA GPU with CUDA: "
@@ -52,17 +54,17 @@ class CudaOnly:
         super().__init__(config, device, *args, **kwargs)
 
 
-def check_teacher(config_path: Path, config, device) -> None:
-    """Raises UserError for a run that can be no teacher at all, or none on this device. Looks at its config only."""
+def check_teacher(config_path: Path, config: TrainerConfig, device) -> None:
+    """Raises UserError for a run that cannot be a teacher, or cannot on this device. Only its config is read."""
     model_class, method = config.pipeline.model._target, config.method_name
     for name, reason in NO_TEACHERS.items():
         if is_a(model_class, name):
             raise UserError(
-                f"{config_path} was trained with {method}, which can be no teacher ({reason}): pass another run."
+                f"{config_path} was trained with {method}, which cannot be a teacher ({reason}): pass another run."
             )
     if getattr(config.pipeline.model, "enable_temporal_distortion", False):
         raise UserError(
-            f"{config_path} was trained with {method}, and a light field shows no motion: pass a run of a still scene."
+            f"{config_path} was trained with {method}, and a light field has no motion: pass a run of a static scene."
         )
     if is_a(model_class, *CUDA_ONLY) and not has_cuda(device):
         raise UserError(
@@ -71,22 +73,28 @@ def check_teacher(config_path: Path, config, device) -> None:
         )
 
 
-def final_outputs(outputs: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    """The outputs under nerfacto's names: of a coarse and a fine picture, as NeRF and mip-NeRF have, the fine one."""
+def final_outputs(outputs: Dict[str, Shaped[Tensor, "..."]]) -> Dict[str, Shaped[Tensor, "..."]]:
+    """Outputs under nerfacto's names. Of the coarse and fine outputs of NeRF and mip-NeRF, the fine ones are used."""
     return {**{name.removesuffix("_fine"): value for name, value in outputs.items()}, **outputs}
 
 
-def background(model: Model, outputs: Dict[str, Tensor]) -> Union[float, Float[Tensor, "*batch 3"]]:
-    """The colour that shows through what a picture leaves transparent; 1, white, where that is part of the scene.
+def background(
+    model: Model, outputs: Dict[str, Shaped[Tensor, "..."]]
+) -> Union[float, Float[Tensor, "3"], Float[Tensor, "H W 3"]]:
+    """The background colour behind the transparent parts of a rendered view; 1 (white) if the background is scene.
 
-    nerfstudio evaluates a model that was trained on random backgrounds on black (splatfacto: on a colour that it names
-    in its outputs, where others put a sky that they learned). A black background is none in a bounded scene, but the
+    nerfstudio evaluates a model that was trained on random backgrounds on black. splatfacto uses a colour that is in
+    its outputs, but other models put a learned sky there. A black background is transparent in a bounded scene, and the
     sky at night in an unbounded one.
+
+    Args:
+        model: The teacher.
+        outputs: Its outputs for the view.
     """
     if "background" in outputs:
-        shown = outputs["background"]
-        return shown if bool((shown == shown.reshape(-1, 3)[0]).all()) else 1.0
-    colour = getattr(getattr(model, "renderer_rgb", None), "background_color", "last_sample")
+        colour = outputs["background"]
+        return colour if bool((colour == colour.reshape(-1, 3)[0]).all()) else 1.0
+    colour: BackgroundColor = getattr(getattr(model, "renderer_rgb", None), "background_color", "last_sample")
     if isinstance(colour, str) and colour == "random":
         return 0.0
     unbounded = getattr(getattr(model, "field", None), "spatial_distortion", None) is not None
@@ -96,21 +104,21 @@ def background(model: Model, outputs: Dict[str, Tensor]) -> Union[float, Float[T
 
 
 def depth_is_z(model: Model) -> bool:
-    """Whether ``depth`` is the distance from the camera plane rather than along the ray."""
+    """Whether the model's ``depth`` is the distance from the camera plane instead of along the ray."""
     return is_a(type(model), *DEPTH_IS_Z)
 
 
 def show_mean_appearance(model: Model) -> None:
-    """Has the model show the mean of its photos' appearances. Some show zeros, which no photo was trained with."""
+    """Makes the model render the mean of its appearance embeddings; some render zeros, which were never trained."""
     for module in model.modules():
         if hasattr(module, "use_average_appearance_embedding"):
-            module.use_average_appearance_embedding = True
+            module.use_average_appearance_embedding = True  # pyright: ignore[reportArgumentType]
 
 
 def pose_refinement(model: Model) -> Optional[Tuple[float, float]]:
-    """By how much a model moved its training cameras on average: world units and degrees. None: it did not.
+    """Mean distance (world units) and angle (degrees) by which a model moved its training cameras; None: not moved.
 
-    nerfstudio applies this in training only, so renders are in the refined poses' world, and the photos are not.
+    nerfstudio applies the refinement in training only. So rendered views match the refined poses, and photos do not.
     """
     moved = getattr(getattr(model, "camera_optimizer", None), "pose_adjustment", None)
     if moved is None or not bool(moved.any()):

@@ -1,15 +1,17 @@
-"""Teachers to distil from: what they share, and nerfacto, set up so that a student can be compared with real photos.
+"""nerfacto as a teacher, and the mixin that all teacher models share.
 
-Differences from nerfacto: the camera optimizer is off (the student is scored at the given poses), near plane and
-background are the same in training and evaluation, no LPIPS download, a faster hash grid on a CPU, and one option for
-the kind of scene.
+Differences from nerfacto: the camera optimizer is off, as the student is evaluated at the given poses; near plane and
+background are the same in training and evaluation; LPIPS weights are not downloaded; the hash grid is faster on a CPU;
+one option selects the kind of scene.
 """
 
 from dataclasses import dataclass, field
-from typing import Dict, Literal, Tuple, Type
+from typing import Any, Dict, Literal, Tuple, Type
 
+from jaxtyping import Float, Shaped
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.model_components.scene_colliders import AABBBoxCollider, NearFarCollider
+from nerfstudio.models.base_model import Model
 from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 from torch import Tensor
 
@@ -18,14 +20,17 @@ from mobiler2l_ns.teacher.hash_encoding import accelerate_hash_grids
 from mobiler2l_ns.training.metrics import lpips
 
 
-class TeacherModelMixin:
-    """Mixin for nerfstudio's models: the kind of scene is found out, and no LPIPS weights are downloaded.
+class TeacherModelMixin(Model):
+    """Mixin for nerfstudio's models: detects the kind of scene, and downloads no LPIPS weights.
 
-    What auto resolved to goes into the config, and so into config.yml.
+    The kind that ``auto`` resolves to is written to the config, and so to config.yml.
     """
 
+    config: Any
+    """The config of one of nerfstudio's models, with an option ``scene``."""
+
     def populate_modules(self):
-        """Builds the model for the kind of scene at hand."""
+        """Builds the model for its kind of scene."""
         if self.config.scene == "auto":
             transparent = self.kwargs["metadata"].get("transparent_background", False)
             self.config.scene = "bounded" if transparent else "unbounded"
@@ -37,11 +42,13 @@ class TeacherModelMixin:
         self.lpips = _lpips_of_batch
 
     def configure_bounded(self) -> None:
-        """Sets the config for an object in the scene box, on white."""
+        """Changes the config for a bounded scene: white background."""
         self.config.background_color = "white"
 
-    def get_image_metrics_and_images(self, outputs, batch) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
-        """The model's own, without LPIPS where its weights cannot be had."""
+    def get_image_metrics_and_images(
+        self, outputs: Dict[str, Shaped[Tensor, "..."]], batch: Dict[str, Any]
+    ) -> Tuple[Dict[str, float], Dict[str, Shaped[Tensor, "..."]]]:
+        """The model's metrics and images, without LPIPS if its weights are not on this machine."""
         metrics, images = super().get_image_metrics_and_images(outputs, batch)
         if metrics["lpips"] != metrics["lpips"]:
             del metrics["lpips"]
@@ -54,10 +61,10 @@ class TeacherModelConfig(NerfactoModelConfig):
 
     _target: Type = field(default_factory=lambda: TeacherModel)
     scene: Literal["auto", "bounded", "unbounded"] = "auto"
-    """Kind of scene. bounded: inside the scene box, on white. unbounded: contracted, as nerfacto does by default. auto:
-    bounded if the photos have a transparent background, else unbounded."""
+    """Kind of scene. bounded: inside the scene box, white background. unbounded: with nerfacto's scene contraction.
+    auto: bounded if the photos have a transparent background, else unbounded."""
     camera_optimizer: CameraOptimizerConfig = field(default_factory=lambda: CameraOptimizerConfig(mode="off"))
-    """Off, so that teacher, student and photos share one set of poses."""
+    """Pose refinement; off, so that teacher, student and photos have the same poses."""
 
 
 class TeacherModel(TeacherModelMixin, NerfactoModel):
@@ -66,7 +73,7 @@ class TeacherModel(TeacherModelMixin, NerfactoModel):
     config: TeacherModelConfig
 
     def populate_modules(self):
-        """Builds nerfacto for the kind of scene at hand."""
+        """Builds nerfacto for its kind of scene."""
         super().populate_modules()
         if self.config.scene == "bounded":
             self.collider = AABBBoxCollider(self.scene_box)
@@ -76,13 +83,13 @@ class TeacherModel(TeacherModelMixin, NerfactoModel):
             accelerate_hash_grids(self)
 
     def configure_bounded(self) -> None:
-        """On white, in the scene box: no contraction, samples evenly between its faces."""
+        """White background, no contraction, and initial samples evenly spaced inside the scene box."""
         super().configure_bounded()
         self.config.disable_scene_contraction = True
         self.config.proposal_initial_sampler = "uniform"
 
 
-def _lpips_of_batch(target: Tensor, prediction: Tensor) -> float:
-    """LPIPS of (1, 3, H, W) images, NaN where the weights cannot be had."""
+def _lpips_of_batch(target: Float[Tensor, "1 3 H W"], prediction: Float[Tensor, "1 3 H W"]) -> float:
+    """LPIPS, as nerfstudio's models call it; NaN if the weights are not on this machine."""
     value = lpips(prediction[0].permute(1, 2, 0), target[0].permute(1, 2, 0))
     return float("nan") if value is None else value

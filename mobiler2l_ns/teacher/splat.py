@@ -1,8 +1,8 @@
 """splatfacto as a teacher, on gsplat's CUDA rasteriser.
 
-Differences from splatfacto: Gaussians of an object start in the scene box, more and fainter ones are kept, evaluation
-is on white, and no LPIPS download. Rendering is antialiased, because a student's picture is often smaller than the
-photos, where splats of the classic mode grow fat.
+Differences from splatfacto: the Gaussians of a bounded scene start in the scene box; more and fainter Gaussians are
+kept; the background is white in evaluation; LPIPS weights are not downloaded. Rendering is antialiased, because a
+student's image is often smaller than the photos, where Gaussians of the classic mode become too large.
 """
 
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from typing import Literal, Type
 
 import torch
 from nerfstudio.models.splatfacto import SplatfactoModel, SplatfactoModelConfig
-from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
+from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 
 from mobiler2l_ns.teacher.kinds import CudaOnly
 from mobiler2l_ns.teacher.nerfacto import TeacherModelMixin
@@ -22,10 +22,10 @@ class SplatTeacherModelConfig(SplatfactoModelConfig):
 
     _target: Type = field(default_factory=lambda: SplatTeacherModel)
     scene: Literal["auto", "bounded", "unbounded"] = "auto"
-    """Kind of scene. bounded: on white, the first Gaussians lie in the scene box. unbounded: trained on random
+    """Kind of scene. bounded: white background, Gaussians start in the scene box. unbounded: trained on random
     backgrounds. auto: bounded if the photos have a transparent background, else unbounded."""
     rasterize_mode: Literal["classic", "antialiased"] = "antialiased"
-    """antialiased: a splat keeps its size in pictures smaller than the photos."""
+    """antialiased: Gaussians keep their size in images smaller than the photos."""
 
 
 class SplatTeacherModel(TeacherModelMixin, SplatfactoModel):
@@ -34,13 +34,13 @@ class SplatTeacherModel(TeacherModelMixin, SplatfactoModel):
     config: SplatTeacherModelConfig
 
     def populate_modules(self):
-        """Builds splatfacto for the kind of scene at hand."""
+        """Builds splatfacto for its kind of scene."""
         super().populate_modules()
-        # splatfacto's own for a model that was trained on random backgrounds is a dark blue.
+        # For a model that was trained on random backgrounds, splatfacto would use a dark blue.
         self.background_color = torch.ones(3)
 
     def configure_bounded(self) -> None:
-        """On white; without points of a reconstruction, Gaussians start anywhere in the scene box."""
+        """White background; without points of a reconstruction, Gaussians start at random points of the scene box."""
         super().configure_bounded()
         low, high = self.scene_box.aabb
         self.config.random_scale = float((high - low).max())
@@ -53,7 +53,7 @@ class SplatTeacherPipelineConfig(VanillaPipelineConfig):
     _target: Type = field(default_factory=lambda: SplatTeacherPipeline)
 
 
-class SplatTeacherPipeline(CudaOnly, VanillaPipeline):
-    """VanillaPipeline that ends at once without CUDA."""
+class SplatTeacherPipeline(CudaOnly):
+    """VanillaPipeline that raises UserError at once without CUDA."""
 
     method = "mobiler2l-teacher-splat"

@@ -1,11 +1,11 @@
-"""Several processes, one a GPU: what each takes of a total, and what all must agree on.
+"""Distributed training, one process per GPU: shares of a total, and values that all processes must agree on.
 
-Ranks are global, over all machines. All processes must call these functions in the same order; a single process never
-communicates.
+Ranks are global, over all machines. All processes must call these functions in the same order. A single process does
+not communicate.
 """
 
 from functools import lru_cache
-from typing import Callable, List, TypeVar
+from typing import Any, Callable, List, TypeVar
 
 import torch.distributed as dist
 from nerfstudio.utils import comms
@@ -14,30 +14,30 @@ T = TypeVar("T")
 
 
 def local_share(total: int) -> int:
-    """This process's part of a total over all processes; where it does not divide, the first ranks take one more."""
+    """This process's share of a total; if the number of processes does not divide it, the first ranks take one more."""
     size = comms.get_world_size()
     return total // size + (comms.get_rank() < total % size)
 
 
 def broadcast_from_main(decide: Callable[[], T]) -> T:
-    """What ``decide`` returns in the main process, in every process; the others do not call it."""
+    """Calls ``decide`` in the main process only and returns its result in every process."""
     if comms.get_world_size() == 1:
         return decide()
-    answer = [decide() if comms.is_main_process() else None]
+    answer: List[Any] = [decide() if comms.is_main_process() else None]
     dist.broadcast_object_list(answer, src=0, group=_host_group())
     return answer[0]
 
 
 def gather(value: T) -> List[T]:
-    """The values of all processes in order of rank, in every process."""
+    """The values of all processes, ordered by rank; in every process."""
     if comms.get_world_size() == 1:
         return [value]
-    values = [None] * comms.get_world_size()
+    values: List[Any] = [None] * comms.get_world_size()
     dist.all_gather_object(values, value, group=_host_group())
     return values
 
 
 @lru_cache(maxsize=1)
-def _host_group() -> dist.ProcessGroup:
-    # Messages between hosts must not wait for the work that is queued on a GPU, as NCCL's would.
+def _host_group() -> Any:
+    # NCCL's messages would wait for the work that is queued on the GPU; gloo's do not.
     return dist.new_group(backend="gloo")

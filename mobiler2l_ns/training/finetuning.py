@@ -1,9 +1,9 @@
-"""The last part of a run: the student learns from the real photos, beyond what its teacher knows.
+"""Fine-tuning: in the last part of a run the student is trained mostly on the real photos.
 
-A teacher's errors are a limit for whatever is distilled from it. R2L gained 1.4 dB by going on with the photos alone
-(Wang et al., ECCV 2022, Table 2). Here the photos take over most of each batch while the learning rates go on falling
-as they did. Few photos are soon learned by heart, so some of them are held out, the student is scored on those, and
-its best weights are kept: those from before fine-tuning if nothing was better.
+The teacher's errors limit a distilled student. R2L gained 1.4 dB by further training on the photos alone (Wang et al.,
+ECCV 2022, Table 2). Here most of each batch comes from the photos, and the learning-rate schedule continues. A student
+overfits few photos quickly. So some photos are held out, the student is scored on them, and the weights with the best
+score are kept: the weights before fine-tuning if no later score was better.
 """
 
 import copy
@@ -24,33 +24,34 @@ class FineTuningConfig:
     """Fine-tuning on the photos after distillation."""
 
     steps: int = 0
-    """How many of the run's last steps are for fine-tuning, at most a quarter of the run. 0: none."""
+    """Number of fine-tuning steps at the end of the run, at most a quarter of the run; 0: no fine-tuning."""
     photo_share: float = 0.8
-    """Share of each batch that comes from the real photos meanwhile."""
+    """Fraction of each batch that comes from the real photos during fine-tuning."""
     validation_photos: int = 8
-    """Training photos that are held out of the whole run to score the student on."""
+    """Number of training photos that are held out of the whole run, for validation."""
     validate_every: int = 50
-    """Steps between two scores."""
+    """Steps between two validations."""
     patience: int = 6
-    """Scores in a row without a better one after which it stops."""
+    """Fine-tuning stops after this number of validations in a row without a better score."""
 
     def steps_of(self, total: int) -> int:
-        """Steps of fine-tuning in a run of ``total`` steps."""
+        """Number of fine-tuning steps in a run of ``total`` steps."""
         return min(self.steps, total // 4)
 
 
 class FineTuning:
-    """Switches the run over to the photos, keeps the best weights, and ends the run when they stop improving.
+    """Switches the run to the photos, keeps the best weights, and stops the run when the score no longer improves.
 
     Args:
-        config: Its options.
-        trainer: Whose last steps are used.
-        score: PSNR on the held-out photos, in dB.
-        use_photos: Tells the datamanager the new share of photos.
+        config: Options.
+        trainer: The trainer of the run.
+        score: Returns the PSNR on the held-out photos, in dB.
+        use_photos: Sets the fraction of each batch that comes from the photos.
 
     Attributes:
-        first: Step at which it starts.
-        scores: PSNR on the held-out photos by the number of fine-tuning steps.
+        first: First step of fine-tuning.
+        last: Last step of the run.
+        scores: PSNR on the held-out photos in dB, by number of fine-tuning steps.
     """
 
     def __init__(
@@ -68,14 +69,14 @@ class FineTuning:
         self.best: Optional[dict] = None
 
     def callbacks(self) -> List[TrainingCallback]:
-        """What nerfstudio's trainer calls around each step."""
+        """Callbacks for nerfstudio's trainer."""
         return [
             TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], self.before_step),
             TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], self.after_step),
         ]
 
     def before_step(self, step: int) -> None:
-        """Starts when its time has come."""
+        """Starts fine-tuning at its first step."""
         if step >= self.first and not self.scores:
             self.use_photos(self.config.photo_share)
             self._take_score(0)
@@ -85,7 +86,7 @@ class FineTuning:
             self.started = time.perf_counter()
 
     def after_step(self, step: int) -> None:
-        """Scores from time to time; in the end the best weights are put back."""
+        """Scores the student every ``validate_every`` steps, and restores the best weights at the end."""
         if not self.scores:
             return
         done, is_last = step + 1 - self.first, step == self.last
@@ -93,6 +94,7 @@ class FineTuning:
             return
         self._take_score(done)
         if is_last or done - self.best_step >= self.config.patience * self.config.validate_every:
+            assert self.best is not None
             self.trainer.pipeline.model.load_state_dict(self.best)
             self.trainer.stop_training = True
             log_line(
@@ -108,13 +110,13 @@ class FineTuning:
 
     @property
     def steps(self) -> int:
-        """How many steps it takes unless it stops early."""
+        """Number of fine-tuning steps, unless it stops early."""
         return self.last + 1 - self.first
 
     @property
     def best_step(self) -> int:
-        """Number of fine-tuning steps with the highest score."""
-        return max(self.scores, key=self.scores.__getitem__)
+        """Number of fine-tuning steps after which the score was highest."""
+        return max(self.scores, key=lambda done: self.scores[done])
 
     def _take_score(self, done: int) -> None:
         model = self.trainer.pipeline.model
@@ -126,8 +128,8 @@ class FineTuning:
         if self.best_step == done:
             self.best = copy.deepcopy(model.state_dict())
 
-    def statistics(self) -> Dict:
-        """What was gained, for the run's record."""
+    def statistics(self) -> Dict[str, float]:
+        """Steps and scores, for the run's record; empty before fine-tuning."""
         if not self.scores:
             return {}
         return {

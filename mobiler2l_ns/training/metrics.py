@@ -1,38 +1,40 @@
-"""Image metrics on (H, W, 3) images in 0..1, none of which needs the network."""
+"""Image metrics of images in 0..1. None of them downloads anything."""
 
 from pathlib import Path
 from typing import Dict, Optional
 
 import torch
+from jaxtyping import Float
 from nerfstudio.utils.rich_utils import CONSOLE
-from torch import Tensor, nn
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 _ALEXNET_FILE = "alexnet-owt-7be5be79.pth"
-_lpips_metric: Optional[nn.Module] = None
+_lpips_metric: Optional[Metric] = None
 _lpips_reported = False
 
 
-def psnr(prediction: Tensor, target: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of values in 0..1, any equal shapes."""
+def psnr(prediction: Float[Tensor, "*shape"], target: Float[Tensor, "*shape"]) -> float:
+    """Peak signal-to-noise ratio in dB of values in 0..1."""
     error = (prediction - target).square().mean().clamp_min(1e-10)
     return float(-10 * torch.log10(error))
 
 
-def patch_errors(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each picture of a batch, (B,) of (B, H, W, 3)."""
+def patch_errors(prediction: Float[Tensor, "B H W 3"], target: Float[Tensor, "B H W 3"]) -> Float[Tensor, "B"]:
+    """Mean squared error of each patch of a batch."""
     return (prediction - target).square().mean(dim=(1, 2, 3))
 
 
-def ssim(prediction: Tensor, target: Tensor) -> float:
-    """Structural similarity of two (H, W, 3) images, with the channels where the metric expects them (NCHW)."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
+def ssim(prediction: Float[Tensor, "H W 3"], target: Float[Tensor, "H W 3"]) -> float:
+    """Structural similarity of two images."""
+    value = structural_similarity_index_measure(_to_nchw(prediction), _to_nchw(target), data_range=1.0)
+    assert isinstance(value, Tensor)  # a tuple only if the full image of similarities is asked for
+    return float(value)
 
-    prediction, target = (image.permute(2, 0, 1)[None] for image in (prediction, target))
-    return float(structural_similarity_index_measure(prediction, target, data_range=1.0))
 
-
-def lpips(prediction: Tensor, target: Tensor) -> Optional[float]:
-    """LPIPS (AlexNet) of two (H, W, 3) images; None, said once, where the weights are not on this machine."""
+def lpips(prediction: Float[Tensor, "H W 3"], target: Float[Tensor, "H W 3"]) -> Optional[float]:
+    """LPIPS (AlexNet) of two images; None, with one message, if the weights are not on this machine."""
     global _lpips_metric, _lpips_reported
     weights = Path(torch.hub.get_dir()) / "checkpoints" / _ALEXNET_FILE
     if _lpips_metric is None and not weights.is_file():
@@ -44,19 +46,22 @@ def lpips(prediction: Tensor, target: Tensor) -> Optional[float]:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
         _lpips_metric = LearnedPerceptualImagePatchSimilarity(normalize=True).eval().to(prediction.device)
-    prediction, target = (image.permute(2, 0, 1)[None].clamp(0, 1) for image in (prediction, target))
     with torch.no_grad():
-        value = float(_lpips_metric(prediction, target))
+        value = float(_lpips_metric(_to_nchw(prediction).clamp(0, 1), _to_nchw(target).clamp(0, 1)))
     _lpips_metric.reset()
     return value
 
 
-def image_metrics(prediction: Tensor, target: Tensor) -> Dict[str, float]:
-    """PSNR, SSIM and, where it can be had, LPIPS of two (H, W, 3) images in 0..1."""
+def image_metrics(prediction: Float[Tensor, "H W 3"], target: Float[Tensor, "H W 3"]) -> Dict[str, float]:
+    """``psnr`` (dB), ``ssim`` and, if its weights are on this machine, ``lpips`` of two images."""
     values = {"psnr": psnr(prediction, target), "ssim": ssim(prediction, target), "lpips": lpips(prediction, target)}
     return {name: value for name, value in values.items() if value is not None}
 
 
-def error_map(prediction: Tensor, target: Tensor) -> Tensor:
-    """Where two (H, W, 3) images differ, colour by colour: black where they do not, full from a third on."""
+def error_map(prediction: Float[Tensor, "H W 3"], target: Float[Tensor, "H W 3"]) -> Float[Tensor, "H W 3"]:
+    """Absolute difference of each colour channel, times three and clipped to 1, to be viewed as an image."""
     return (3 * (prediction - target).abs()).clamp(0, 1)
+
+
+def _to_nchw(image: Float[Tensor, "H W 3"]) -> Float[Tensor, "1 3 H W"]:
+    return image.permute(2, 0, 1)[None]

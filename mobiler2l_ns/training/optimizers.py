@@ -1,7 +1,9 @@
-"""Muon: momentum whose update is made orthogonal, for matrices (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+"""Muon: momentum with an orthogonalised update, for matrices (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
-``torch.optim.Muon`` takes 2-D tensors only and treats them one by one; a light field has dozens of equal 1x1
-convolutions, so all matrices of one shape are orthogonalised in one batched product here.
+``torch.optim.Muon`` takes 2-D tensors only, and one after the other. A light field has dozens of 1x1 convolutions of
+equal shape, so here all matrices of one shape are orthogonalised in one batched product.
+
+B: matrices of one shape.
 """
 
 from collections import defaultdict
@@ -9,19 +11,20 @@ from dataclasses import dataclass
 from typing import Type
 
 import torch
+from jaxtyping import Float
 from nerfstudio.engine.optimizers import OptimizerConfig
 from torch import Tensor
 
 
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Replaces each matrix's singular values by values near one, with a quintic Newton-Schulz iteration.
+def orthogonalise(matrices: Float[Tensor, "B rows columns"], steps: int = 5) -> Float[Tensor, "B rows columns"]:
+    """Replaces the singular values of each matrix by values near one, with a quintic Newton-Schulz iteration.
 
     Args:
-        matrices: (B, rows, columns).
-        steps: Iterations; five bring singular values between 0.01 and 1 to about 0.7..1.2.
+        matrices: The matrices; their scale has no effect.
+        steps: Iterations. Five map singular values between 0.01 and 1, relative to the norm, to about 0.7..1.2.
 
     Returns:
-        (B, rows, columns), same singular vectors.
+        Matrices with the same singular vectors.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[1] > matrices.shape[2]
@@ -34,13 +37,15 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised. Tensors of more than two dimensions are seen as (first, all others).
+    """Nesterov momentum with an orthogonalised update.
+
+    A tensor of more than two dimensions is used as a matrix: the first dimension is its rows, the others its columns.
 
     Args:
         params: Weights of at least two dimensions.
-        lr: Spectral size of one update of a square matrix.
-        momentum: Decay of the running mean of gradients.
-        weight_decay: Decoupled decay, times lr.
+        lr: Spectral norm of the update of a square matrix.
+        momentum: Decay of the moving average of gradients.
+        weight_decay: Decoupled weight decay, multiplied by lr.
     """
 
     def __init__(self, params, lr: float = 2e-2, momentum: float = 0.95, weight_decay: float = 0.0):
@@ -59,35 +64,36 @@ class Muon(torch.optim.Optimizer):
                     by_shape[(p.shape[0], p.numel() // p.shape[0])].append(p)
             for (rows, columns), params in by_shape.items():
                 updates = torch.stack([self._nesterov(p, group["momentum"]).reshape(rows, columns) for p in params])
-                # Tall matrices get a larger step so that the size of an output's change does not depend on the shape.
+                # The step of a tall matrix is larger, so that the output of a layer changes as much for every shape.
                 step_size = group["lr"] * max(1.0, rows / columns) ** 0.5
                 for p, update in zip(params, orthogonalise(updates)):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(update.view_as(p), alpha=-step_size)
         return loss
 
-    def _nesterov(self, p: Tensor, momentum: float) -> Tensor:
-        state = self.state[p]
+    def _nesterov(self, p: Float[Tensor, "*shape"], momentum: float) -> Float[Tensor, "*shape"]:
+        gradient, state = p.grad, self.state[p]
+        assert gradient is not None  # step() leaves others out
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p)
-        buffer = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
-        return p.grad.lerp(buffer, momentum)
+        buffer = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+        return gradient.lerp(buffer, momentum)
 
 
 @dataclass
 class MuonOptimizerConfig(OptimizerConfig):
-    """Muon, for groups that hold matrices only."""
+    """Muon, for parameter groups that contain matrices only."""
 
     _target: Type = Muon
     lr: float = 2e-2
-    """Spectral size of one update of a square matrix."""
+    """Spectral norm of the update of a square matrix."""
     momentum: float = 0.95
-    """Decay of the running mean of gradients."""
+    """Decay of the moving average of gradients."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
 
     def setup(self, params) -> torch.optim.Optimizer:
-        """Builds the optimizer; Muon has no eps."""
+        """Builds the optimizer, without nerfstudio's eps, which Muon does not have."""
         return Muon(params, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
 

@@ -1,6 +1,6 @@
-"""What commands say while they work: lines beside nerfstudio's table of steps, and a bar that names what is being done.
+"""Messages of running commands: lines next to nerfstudio's table of steps, and a progress bar with named stages.
 
-Where nobody watches (a log, a CI) the bars are silent and the lines are the same.
+Without a terminal (a log file, CI) the lines are the same and no bar is drawn.
 """
 
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def log_line(line: str) -> None:
-    """Prints a line that stays, in the main process.
+    """Prints a line in the main process.
 
-    On a terminal nerfstudio writes its table of steps over what stands in the table's height above the cursor. So we
-    leave that much room below the line.
+    On a terminal nerfstudio moves the cursor up by the height of its table of steps and overwrites the lines there. So
+    as many empty lines follow the printed line.
     """
     if not comms.is_main_process():
         return
@@ -30,7 +30,7 @@ def log_line(line: str) -> None:
 
 @contextmanager
 def stages(count: int) -> Iterator[Callable[[str], None]]:
-    """A bar of ``count`` stages, gone when all is done; what it yields begins the next one, by its name."""
+    """A progress bar of ``count`` stages, removed at the end. Yields a function that begins a stage, given its name."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as bar:
         task = bar.add_task("", total=count)
@@ -43,7 +43,7 @@ def stages(count: int) -> Iterator[Callable[[str], None]]:
 
 
 def duration(seconds: float) -> str:
-    """A time to wait, as people say it: 40 s, 12 min, 3.5 h."""
+    """A duration with a unit that suits it: 40 s, 12 min, 3.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,12 +1,12 @@
-"""A learning-rate schedule whose length follows the run and whose state is plain Python floats.
+"""A learning-rate schedule whose length follows the run and whose state contains Python floats only.
 
-nerfstudio's own decay schedulers put numpy scalars into checkpoints, which torch >= 2.6 refuses to load, and need
-``max_steps`` repeated by hand whenever ``--max-num-iterations`` changes.
+nerfstudio's decay schedulers put numpy scalars into checkpoints, which torch >= 2.6 refuses to load, and their
+``max_steps`` must be changed by hand together with ``--max-num-iterations``.
 """
 
 import math
 from dataclasses import dataclass, field
-from typing import Optional, Type
+from typing import List, Optional, Type
 
 from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
 from torch.optim import Optimizer
@@ -21,14 +21,14 @@ class CosineSchedulerConfig(SchedulerConfig):
 
     _target: Type = field(default_factory=lambda: CosineScheduler)
     warmup_steps: int = 0
-    """Steps over which the rate rises linearly from zero."""
+    """Steps over which the learning rate rises linearly from zero."""
     final_ratio: float = 0.02
-    """Rate at the last step, as a fraction of the optimizer's lr."""
+    """Learning rate at the last step, as a fraction of the highest."""
     reference_steps: Optional[int] = None
-    """Length of run for which the optimizer's lr holds: a run N times as long takes 1/sqrt(N) of it, short ones at most
-    2.5 times as much. Left out: lr holds for every length."""
+    """Number of steps for which the optimizer's lr was tuned. A run N times as long uses lr / sqrt(N), but at most
+    2.5 lr. None: every run uses lr."""
     max_steps: Optional[int] = None
-    """Step at which the cosine ends; left out: the run's --max-num-iterations."""
+    """Step at which the decay ends. None: --max-num-iterations."""
 
 
 class CosineScheduler(Scheduler):
@@ -37,6 +37,7 @@ class CosineScheduler(Scheduler):
     config: CosineSchedulerConfig
 
     def get_scheduler(self, optimizer: Optimizer, lr_init: float) -> LRScheduler:
+        """The schedule of an optimizer, whose lr it takes."""
         config = self.config
         return CosineLR(optimizer, config.warmup_steps, config.final_ratio, config.max_steps, config.reference_steps)
 
@@ -44,8 +45,12 @@ class CosineScheduler(Scheduler):
 class CosineLR(LRScheduler):
     """Warm-up and cosine decay in closed form.
 
-    Attributes:
-        max_steps: Last step of the decay; None until ``end_at`` says how long the run is (until then no decay).
+    Args:
+        optimizer: The optimizer.
+        warmup_steps: See ``CosineSchedulerConfig``, as for the others.
+        final_ratio: Learning rate at the last step, as a fraction of the highest.
+        max_steps: Last step of the decay; None until ``end_at`` is called, and no decay until then.
+        reference_steps: Number of steps for which the optimizer's lr was tuned.
     """
 
     def __init__(
@@ -61,17 +66,17 @@ class CosineLR(LRScheduler):
         super().__init__(optimizer)
 
     def end_at(self, step: int) -> None:
-        """Sets the decay's end where the config left it open."""
+        """Sets the end of the decay, unless the config sets it."""
         if self.max_steps is None:
             self.max_steps = step
 
     def factor(self, step: int) -> float:
-        """The rate at ``step`` as a fraction of the optimizer's lr."""
+        """The learning rate at ``step`` as a fraction of the optimizer's lr."""
         return self.peak * self._shape(step)
 
     @property
     def peak(self) -> float:
-        """The highest rate as a fraction of the optimizer's lr: the longer the run, the lower."""
+        """The highest learning rate as a fraction of the optimizer's lr; lower for longer runs."""
         if self.reference_steps is None or self.max_steps is None:
             return 1.0
         return min(MAX_PEAK, math.sqrt(self.reference_steps / self.max_steps))
@@ -84,5 +89,6 @@ class CosineLR(LRScheduler):
         progress = min(1.0, (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps))
         return self.final_ratio + (1 - self.final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 
-    def get_lr(self) -> list[float]:
-        return [base * self.factor(self.last_epoch) for base in self.base_lrs]
+    def get_lr(self) -> List[float]:
+        """The learning rates of all parameter groups at the current step."""
+        return [float(base) * self.factor(self.last_epoch) for base in self.base_lrs]
