@@ -1,4 +1,4 @@
-"""Students: the full network, a small one for a laptop, and the published recipes as baselines."""
+"""Students: the full network, a small network for a laptop, and the published recipes as baselines."""
 
 from typing import Optional
 
@@ -23,7 +23,7 @@ def student_config(
     finetuning: Optional[FineTuningConfig] = None,
     **trainer,
 ) -> DistillationTrainerConfig:
-    """A student's recipe; every one differs only in these arguments."""
+    """The recipe of a student; recipes differ only in these arguments."""
     return DistillationTrainerConfig(
         method_name=method_name,
         pipeline=DistillationPipelineConfig(
@@ -35,12 +35,12 @@ def student_config(
 
 
 def data(**options) -> DistillationDataManagerConfig:
-    """Streamed data from a capture in nerfstudio's format, unless the command names another parser."""
+    """Streamed data of a capture in nerfstudio's format; commands can select another data parser."""
     return DistillationDataManagerConfig(dataparser=NerfstudioDataParserConfig(), **options)
 
 
 def pseudo_data(**options) -> DistillationDataManagerConfig:
-    """The published methods' data: ten thousand teacher views, all rendered before the first step, and no photos."""
+    """Data of the published methods: 10000 teacher views, all rendered before the first step, and no photos."""
     return data(
         pool_views=10000,
         initial_views=10000,
@@ -53,7 +53,7 @@ def pseudo_data(**options) -> DistillationDataManagerConfig:
 
 
 def muon(matrix_lr: float, other_lr: float, steps: int) -> dict:
-    """Muon on the convolutions' weights, AdamW on the rest, both on a cosine, with rates for a run of ``steps``."""
+    """Muon for the weights of convolutions, AdamW for the rest, cosine schedules; rates tuned for ``steps`` steps."""
     schedule = CosineSchedulerConfig(warmup_steps=10, final_ratio=0.02, reference_steps=steps)
     return {
         "matrices": {"optimizer": MuonOptimizerConfig(lr=matrix_lr, momentum=0.9), "scheduler": schedule},
@@ -62,7 +62,7 @@ def muon(matrix_lr: float, other_lr: float, steps: int) -> dict:
 
 
 def published_adamw(weight_decay: float = 1e-2, final_ratio: float = 0.1) -> dict:
-    """AdamW 5e-4 with a short warm-up, as MobileR2L was trained; without weight decay it is R2L's Adam."""
+    """AdamW with lr 5e-4 and a short warm-up, as for MobileR2L; without weight decay it is R2L's Adam."""
     group = {
         "optimizer": AdamWOptimizerConfig(lr=5e-4, weight_decay=weight_decay),
         "scheduler": CosineSchedulerConfig(warmup_steps=200, final_ratio=final_ratio),
@@ -87,7 +87,7 @@ mobiler2l = MethodSpecification(
 mobiler2l_small = MethodSpecification(
     config=student_config(
         "mobiler2l-small",
-        # Fewer octaves than at 100x100 rays: the finest wave should stay several cells of the coarser grid long.
+        # Fewer octaves than for 100x100 rays: the shortest wavelength should be several cells of the coarser grid.
         MobileR2LModelConfig(
             network=NetworkConfig(depth=24, width=96, sr_widths=(48, 32, 16)), num_points=12, num_frequencies=4
         ),
@@ -134,11 +134,11 @@ r2l = MethodSpecification(
             jitter_points=True,
         ),
         pseudo_data(hard_share=0.2, patches_per_batch=98304, patch_cells=1),
-        # R2L decays exponentially, by ten in 500,000 steps: to 0.004 at the end, which the cosine reaches too.
+        # R2L decays exponentially, by a factor of ten in 500,000 steps: to 0.004 at the end, like this cosine.
         published_adamw(weight_decay=0.0, final_ratio=0.004),
         max_num_iterations=1200000,
         steps_per_save=2000,
         vis="viewer+tensorboard",
     ),
-    description="R2L as published (residual MLP D88 W256, a ray for each pixel, hard rays): the slow ancestor.",
+    description="R2L as published (residual MLP D88 W256, one ray per pixel, hard rays): a slow baseline.",
 )

@@ -19,14 +19,14 @@ ON_A_GPU = {"max_num_iterations": 30000, "steps_per_save": 2000, "vis": "viewer+
 
 
 def adam(lr: float, scheduler: Optional[CosineSchedulerConfig] = None) -> dict:
-    """A parameter group; without a scheduler its rate stays."""
+    """A parameter group; without a scheduler its learning rate is constant."""
     return {"optimizer": AdamOptimizerConfig(lr=lr, eps=1e-15), "scheduler": scheduler}
 
 
 def nerfacto_config(
     method_name: str, model: TeacherModelConfig, lr: float, rays: int, **trainer
 ) -> DistillationTrainerConfig:
-    """A nerfacto teacher's recipe; every one differs only in these arguments."""
+    """The recipe of a nerfacto teacher; recipes differ only in these arguments."""
 
     def group():
         return adam(lr, CosineSchedulerConfig(warmup_steps=20, final_ratio=0.05))
@@ -111,7 +111,7 @@ mobiler2l_teacher_splat = MethodSpecification(
             datamanager=PhotoDataManagerConfig(
                 dataparser=NerfstudioDataParserConfig(load_3D_points=True), cache_images_type="uint8"
             ),
-            # The thresholds of splatfacto-big: a teacher's size does not matter.
+            # The thresholds of splatfacto-big, as a teacher may be large.
             model=SplatTeacherModelConfig(cull_alpha_thresh=0.005, densify_grad_thresh=0.0005),
         ),
         optimizers={
