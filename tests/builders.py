@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, ClassVar, Optional
 
+import numpy as np
+import onnx
 import torch
 import yaml
 from nerfstudio.cameras.cameras import Cameras
@@ -14,17 +16,22 @@ from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConf
 from nerfstudio.data.scene_box import SceneBox
 from torch import Tensor
 
-from mobiler2l_ns.cameras import pinhole_cameras, student_rays
+from mobiler2l_ns.cameras import cell_centres, pinhole_cameras, rays_at, student_rays
 from mobiler2l_ns.data.student_camera import StudentCamera
+from mobiler2l_ns.export.onnx_files import write_onnx_files
+from mobiler2l_ns.export.snap_files import write_snap_files
 from mobiler2l_ns.geometry import look_at
 from mobiler2l_ns.model import MobileR2LModelConfig
 from mobiler2l_ns.student.network import NetworkConfig
+from mobiler2l_ns.student.viewing_range import viewing_range
 from mobiler2l_ns.teacher.adoption import Adoption
 from mobiler2l_ns.teacher.frozen import TeacherConfig
 
+# The camera of make_model, and the options of an orbit around the origin.
 MODEL_CAMERA = {"height": 32, "width": 48, "focal": 60.0, "near": 3.0, "far": 5.0}
 ORBIT = {"focus": torch.zeros(3), "focus_depths": (3.8, 4.2)}
 
+# The camera and the network of make_student, and the kinds of students that are exported.
 STUDENT_CAMERA = {"height": 48, "width": 72, "focal": 70.0, "near": 2.0, "far": 5.0}
 UNBOUNDED = {
     **STUDENT_CAMERA,
@@ -62,8 +69,8 @@ class StubTeacher(torch.nn.Module):
         radius: Of the ball.
 
     Attributes:
-        renders: How many pictures it was asked for.
-        probes: How many times it was asked for depths.
+        renders: How many views it rendered.
+        probes: How many views it rendered for their depths.
     """
 
     def __init__(self, radius: float = 1.0):
@@ -132,24 +139,24 @@ def tiny_student(capture: Path, folder: Path):
 
 @dataclass
 class StubTeacherConfig(TeacherConfig):
-    """Plugs a teacher of a test's own into the datamanager.
+    """Plugs a teacher of the test into the datamanager.
 
-    The teacher is an attribute of the class, so that it is in no config.yml.
+    The teacher is an attribute of the class, so that it is not written to config.yml.
     """
 
     load: ClassVar[Optional[Callable[[], Any]]] = None
 
     def setup(self, device):
-        """The test's teacher."""
+        """The teacher of the test."""
         return type(self).load()
 
     def find(self, data, dataparser, device) -> Adoption:
-        """Nothing is looked for."""
+        """Searches nothing; the data parser stays as it is."""
         return Adoption(dataparser, False)
 
 
 def stub_teacher_config(teacher, folder: Path) -> StubTeacherConfig:
-    """The config of a teacher whose run would lie in a folder, and which a function returns if it is one.
+    """The config of a teacher that is an object of the test.
 
     Args:
         teacher: The teacher.
@@ -207,7 +214,7 @@ def make_student(camera=STUDENT_CAMERA, steepness=0.0, outputs="rgb", **network)
     model = MobileR2LModelConfig(network=NetworkConfig(**{**SMALL_NETWORK, **network}), outputs=outputs).setup(
         scene_box=SceneBox(torch.tensor([[-1.0, -1, -1], [1, 1, 1]])),
         num_train_data=1,
-        metadata={"student_camera": StudentCamera(**camera)},
+        metadata={} if camera is None else {"student_camera": StudentCamera(**camera)},
     )
     with torch.no_grad():
         for module in model.network.modules():
@@ -268,6 +275,7 @@ def save_run(folder, config, model, step=7, prefix="_model."):
 
 
 def one_sentence(caught) -> str:
+    """The message of a caught UserError, which must be a single sentence."""
     message = str(caught.value)
     assert message.startswith("mobiler2l: ") and message.endswith(".") and "\n" not in message
     return message
@@ -281,3 +289,56 @@ def pixel_rays(bundle: RayBundle, s: int = 8):
     rows, columns = ((torch.arange(n * s) + 0.5) / s - 0.5 for n in (h, w))
     directions = cells[:, :1, :1] + rows.view(1, -1, 1, 1) * down + columns.view(1, 1, -1, 1) * right
     return origins[:, :1, :1].expand_as(directions), directions
+
+
+def template_orbit(theta, phi, radius):
+    """Snap's Lens template: c2w = M Rtheta (Rphi T(0, 0, R)); angles in degrees."""
+    theta, phi = math.radians(theta), math.radians(phi)
+    shift = np.eye(4)
+    shift[2, 3] = radius
+    tilt, turn = np.eye(4), np.eye(4)
+    tilt[1:3, 1:3] = [[math.cos(phi), -math.sin(phi)], [math.sin(phi), math.cos(phi)]]
+    turn[np.ix_([0, 2], [0, 2])] = [[math.cos(theta), -math.sin(theta)], [math.sin(theta), math.cos(theta)]]
+    to_z_up = np.array([[-1.0, 0, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+    return (to_z_up @ turn @ (tilt @ shift)).astype(np.float32)
+
+
+def some_poses():
+    """Poses of a student's range, and of the orbit of Snap's template."""
+    orbit = viewing_range(make_student())  # without viewpoints, around the origin
+    poses = [np.vstack([p.numpy(), [0, 0, 0, 1]]) for p in orbit.sample(2, seed=11)]
+    poses += [template_orbit(theta, phi, 3.5) for theta, phi in ((0, -30), (137, -75), (-80, -15))]
+    return [pose.astype(np.float32) for pose in poses]
+
+
+@torch.no_grad()
+def torch_image(model, c2w):
+    """What the student renders in nerfstudio, through nerfstudio's own cameras."""
+    return model.renderer.render_rays(*student_rays(nerfstudio_rays(model, c2w)))[0].permute(1, 2, 0).numpy()
+
+
+def nerfstudio_rays(model, c2w):
+    """Rays of nerfstudio's cameras through the centres of a student's cells."""
+    h, w = model.sampler.grid.tolist()
+    cameras = pinhole_cameras(torch.from_numpy(c2w[None, :3]), model.focal, *model.size)
+    return rays_at(cameras, torch.zeros(1, dtype=torch.long), cell_centres(h, w, (model.upscale,) * 2)[None])
+
+
+def write_both(model, folder, outputs="rgb"):
+    """The onnx and the snap folder of a student."""
+    for target in ("onnx", "snap"):
+        (folder / target).mkdir()
+    write_onnx_files(model, folder / "onnx", outputs)
+    write_snap_files(model, folder / "snap", "lego", outputs)
+    return folder
+
+
+def corrupt(path, amount=0.05):
+    """Changes one weight of the last convolution."""
+    model = onnx.load(path)
+    convolution = [node for node in model.graph.node if node.op_type == "Conv"][-1]
+    (tensor,) = [t for t in model.graph.initializer if t.name == convolution.input[1]]
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values.flat[0] += amount
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, path)

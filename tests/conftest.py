@@ -1,4 +1,4 @@
-"""What the tests share: a tiny capture, an analytic teacher, and a student that is trained in seconds."""
+"""Fixtures that several test modules use: captures, an analytic teacher, tiny students, and a browser."""
 
 import copy
 import functools
@@ -12,11 +12,7 @@ import browser
 import pytest
 import torch
 import yaml
-from builders import (
-    StubTeacher,
-    stub_teacher_config,
-    tiny_student,
-)
+from builders import StubTeacher, stub_teacher_config, tiny_student
 from commands import student, workspace  # noqa: F401  (fixtures)
 from PIL import Image
 from playwright.sync_api import sync_playwright

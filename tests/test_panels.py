@@ -48,7 +48,7 @@ def test_figures_of_the_pool(build_pipeline, run_folder, monkeypatch):
         datamanager.next_train(0)
         datamanager.next_train(1)
         datamanager.next_train(2)
-        datamanager.view_stream.render_view(0)
+        datamanager.view_stream.render_view(datamanager.train_count)
         callback.func(2)
         lines = pipeline.stream.figures.gui_handle.content.split("  \n")
     share = lines.pop(2)
@@ -65,7 +65,7 @@ def test_mean_age_by_hand(build_pipeline):
     ages = []
     for step in range(5):
         datamanager.next_train(step)
-        datamanager.view_stream.render_view(0)
+        datamanager.view_stream.render_view(datamanager.train_count)
         ages.append(datamanager.progress()["pool_age"])
     # Rendered in steps 1 1 1, then 2 and so on: (1+1+1)/3, (1+1+1+2)/4, (1+1+2+3)/4, (1+2+3+4)/4, (2+3+4+5)/4.
     assert ages == pytest.approx([0.0, 0.75, 1.25, 1.5, 1.5])

@@ -51,7 +51,7 @@ def test_the_teacher_is_loaded_without_the_viewers_trace(build_pipeline, stub_te
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        comparison._render(camera_at(4.0), None)
+        comparison.render(camera_at(4.0), None)
         assert sys.gettrace() is trace and seen == [None]
     finally:
         sys.settrace(before)
@@ -83,7 +83,7 @@ def test_nobody_but_a_viewer_is_offered_the_teacher(build_pipeline, stub_teacher
 
 @pytest.mark.parametrize("failure", [UserError("there is no run/config.yml: train it."), RuntimeError("out of memory")])
 def test_a_teacher_that_cannot_be_shown(build_pipeline, run_folder, monkeypatch, capsys, failure):
-    """One sentence, once, in the viewer and on the console; a grey picture; and the render thread lives on."""
+    """One sentence in the viewer and once on the console; a grey picture; the render thread goes on."""
     pipeline = build_pipeline()
     asked = []
 
@@ -105,6 +105,38 @@ def test_a_teacher_that_cannot_be_shown(build_pipeline, run_folder, monkeypatch,
         assert (viewer.render() == student).all()
 
 
+@pytest.mark.parametrize("after", ["a pause", "another selection"])
+def test_a_teacher_that_failed_is_tried_again(build_pipeline, stub_teacher, run_folder, capsys, after):
+    """Not in each render: after ten seconds, or when it is selected anew. Its message stays until it is rendered."""
+    pipeline = build_pipeline()
+    view, now, attempts, memory_is_full = pipeline.comparison, [100.0], [], True
+
+    def load():
+        attempts.append(now[0])
+        if memory_is_full:
+            raise RuntimeError("out of memory")
+        return stub_teacher
+
+    view.load, view.clock = load, lambda: now[0]
+    with OpenViewer(pipeline, run_folder) as viewer:
+        capsys.readouterr()
+        help_text = text_of(view.message)
+        viewer.panel._output_render.value = "teacher"
+        for now[0] in (100.0, 105.0, 109.9, 110.0, 119.9):
+            assert (viewer.render() == 127).all()
+        assert attempts == [100.0, 110.0] and "out of memory" in text_of(view.message)
+        assert capsys.readouterr().out.count("out of memory") == 1
+        memory_is_full = False
+        if after == "a pause":
+            now[0] = 120.0
+        else:
+            viewer.panel._output_render.value = "rgb"
+            viewer.render()
+            viewer.panel._output_render.value = "teacher"
+        assert np.abs(viewer.render().astype(int) - 127).max() > 50
+        assert text_of(view.message) == help_text
+
+
 def test_an_interrupted_teacher_comes_back(build_pipeline, stub_teacher, run_folder):
     """The viewer breaks off renders with an exception of its own, which is not a failure."""
     from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException
@@ -113,8 +145,8 @@ def test_an_interrupted_teacher_comes_back(build_pipeline, stub_teacher, run_fol
     comparison = pipeline.comparison
     comparison.load = lambda: (_ for _ in ()).throw(IOChangeException)
     with pytest.raises(IOChangeException):
-        comparison._render(camera_at(4.0), None)
-    assert not comparison.failed
+        comparison.render(camera_at(4.0), None)
+    assert comparison.failure is None
 
 
 def test_the_teacher_is_cropped_like_the_student(build_pipeline, stub_teacher):
@@ -123,8 +155,8 @@ def test_the_teacher_is_cropped_like_the_student(build_pipeline, stub_teacher):
     box = OrientedBox.from_params((0.6, 0.0, 0.8), (0.0, 0.0, 0.0), (0.3, 0.3, 0.3))
     camera = camera_at(4.0)
     with background_color_override_context(RED):
-        picture = comparison._render(camera, box)
-        behind = comparison._render(camera, OrientedBox.from_params((-0.6, 0.0, -0.8), (0.0, 0.0, 0.0), (0.3,) * 3))
+        picture = comparison.render(camera, box)
+        behind = comparison.render(camera, OrientedBox.from_params((-0.6, 0.0, -0.8), (0.0, 0.0, 0.0), (0.3,) * 3))
     whole = stub_teacher.render(camera)
     assert torch.allclose(picture[16, 24], whole[16, 24], atol=1e-5)
     assert picture[2, 2].tolist() == picture[16, 12].tolist() == [1, 0, 0]

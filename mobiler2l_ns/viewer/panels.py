@@ -1,15 +1,16 @@
-"""Panels of nerfstudio's viewer: figures and sliders of the training data, and an export button.
+"""Panels of nerfstudio's viewer: statistics and sliders of the training data, and an export button.
 
-nerfstudio finds viewer elements among the public attributes of pipeline, datamanager and model and of the modules in
-them, in alphabetical order, and makes a folder of each module's name. So the panels here are modules without weights.
-Callbacks run in threads of the viewer, one at a time with training and rendering: all hold the trainer's lock.
+nerfstudio collects viewer elements from the public attributes of pipeline, datamanager and model and of the modules in
+them, in alphabetical order, and makes a folder for each module's name. So the panels are modules without weights.
+The viewer calls them back in threads of its own, which hold the trainer's lock: nothing trains or renders meanwhile.
 """
 
 import threading
 from pathlib import Path
-from typing import Callable, Dict, Optional
+from typing import Callable, Dict, Optional, Protocol, runtime_checkable
 
 from nerfstudio.utils.rich_utils import CONSOLE
+from nerfstudio.viewer.viewer import Viewer
 from nerfstudio.viewer.viewer_elements import ViewerButton, ViewerControl, ViewerSlider, ViewerText
 from torch import nn
 
@@ -18,10 +19,10 @@ from mobiler2l_ns.viewer.markdown import ViewerMarkdown
 
 
 class StreamPanel(nn.Module):
-    """Figures of the pool, and sliders for what may change while training.
+    """Statistics of the training data, and sliders for the shares that may change during training.
 
     Args:
-        shares: Present value of each share, by its name in the datamanager's config; those that make sense.
+        shares: The present value of each share that may change, by its name in the datamanager's config.
         change: Called with a share's name and its new value.
     """
 
@@ -37,7 +38,7 @@ class StreamPanel(nn.Module):
         return ViewerSlider(self.LABELS[name], value, 0.0, 1.0, 0.01, cb_hook=lambda slider: change(name, slider.value))
 
     def show(self, statistics: Dict[str, float]) -> None:
-        """Updates the figures.
+        """Replaces the statistics, if a viewer is open.
 
         Args:
             statistics: ``statistics()`` and ``progress()`` of the datamanager.
@@ -54,54 +55,69 @@ class StreamPanel(nn.Module):
         )
 
 
+@runtime_checkable
+class WriteExport(Protocol):
+    """Writes the exported files of a student. ``UserError``: why it cannot."""
+
+    def __call__(self, run_folder: Path, output_dir: Path, student: nn.Module, step: int) -> object:
+        """Writes the files.
+
+        Args:
+            run_folder: The folder of the student's config.yml.
+            output_dir: Where the files go.
+            student: The student on the CPU, in eval mode.
+            step: Training step of its weights.
+        """
+        ...
+
+
 class ExportPanel(nn.Module):
-    """Writes the files of ``ns-export-mobiler2l`` from the weights at hand.
+    """Exports the student with its present weights.
 
     Args:
         copy_student: Makes a copy of the student, on the CPU and in eval mode.
+        write: Writes the files; it runs in a thread of its own.
     """
 
-    def __init__(self, copy_student: Callable[[], nn.Module]):
+    def __init__(self, copy_student: Callable[[], nn.Module], write: WriteExport):
         super().__init__()
-        self.copy_student = copy_student
+        self.copy_student, self.write = copy_student, write
         self.worker: Optional[threading.Thread] = None
-        self.destination = ViewerText("Folder", "", hint="Where the files go, seen from the folder of the command.")
+        self.destination = ViewerText("Folder", "", hint="Relative to the folder in which the command was started.")
         self.export = ViewerButton("Export", self._start)
         self.outcome = ViewerMarkdown("Outcome")
-        self.viewer = _OpenViewer(self._suggest_folder)
+        self.viewer = _ViewerHandle(self._suggest_folder)
 
     def _suggest_folder(self) -> None:
         self.destination.value = f"exports/{self._run_folder().parents[1].name}"
 
     def _run_folder(self) -> Path:
-        """OUTPUTS/EXPERIMENT/METHOD/TIMESTAMP: nerfstudio keeps the viewer's log there, and looks for config.yml."""
+        """OUTPUTS/EXPERIMENT/METHOD/TIMESTAMP, where the viewer's log file is."""
         return self.viewer.viewer.log_filename.parent
 
     def _start(self, button: ViewerButton) -> None:
-        """Copies the weights while nothing changes them, and leaves the rest to a thread: it takes up to minutes."""
+        """Copies the weights and starts a thread that writes the files, which can take minutes."""
         if self.worker is not None and self.worker.is_alive():
             return
         student, step = self.copy_student(), self.viewer.viewer.step
         self.outcome.show("Exporting ...")
-        self.worker = threading.Thread(target=self._export, args=(student, step, Path(self.destination.value)))
+        self.worker = threading.Thread(target=self._run, args=(student, step, Path(self.destination.value)))
         self.worker.start()
 
-    def _export(self, student: nn.Module, step: int, folder: Path) -> None:
-        from mobiler2l_ns.export.command import ExportMobileR2L
-
+    def _run(self, student: nn.Module, step: int, output_dir: Path) -> None:
         outcome = "The export failed: see the console."
         try:
-            ExportMobileR2L(self._run_folder(), folder, num_views=0).export((student, step))
-            outcome = f"Written to {folder}, from the weights of step {step}."
+            self.write(self._run_folder(), output_dir, student, step)
+            outcome = f"Written to {output_dir}, from the weights of step {step}."
         except UserError as error:
             outcome = str(error)
-        finally:
+        finally:  # any other error is printed with its traceback by the thread
             CONSOLE.print(outcome)
             self.outcome.show(outcome)
 
 
-class _OpenViewer(ViewerControl):
-    """Has the viewer as an attribute once there is one.
+class _ViewerHandle(ViewerControl):
+    """Keeps the viewer as an attribute once it is open.
 
     Args:
         when_open: Called then.
@@ -110,6 +126,6 @@ class _OpenViewer(ViewerControl):
     def __init__(self, when_open: Callable[[], None]):
         self.when_open = when_open
 
-    def _setup(self, viewer) -> None:
+    def _setup(self, viewer: Viewer) -> None:
         super()._setup(viewer)
         self.when_open()
