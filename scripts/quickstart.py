@@ -106,10 +106,16 @@ class Quickstart:
         report = json.loads(path.read_text())
         seconds = {"install": float(os.environ.get("MOBILER2L_INSTALL_SECONDS", 0)), **self.state["seconds"]}
         report["seconds"] = {**seconds, "total": round(sum(seconds.values()), 1)}
-        report["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
+        report["peak_memory_mb"] = peak_memory_mb()
         path.write_text(json.dumps(report, indent=2) + "\n")
         console.print(summary(report, self.scene))
         console.print(next_steps(self.state, self.exports))
+
+
+def peak_memory_mb() -> int:
+    """Most MiB that one of the finished commands had in memory."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return round(used / (1024**2 if sys.platform == "darwin" else 1024))  # bytes on macOS, KiB on Linux
 
 
 def run(stage: str, command: List[str], log: Path) -> None:

@@ -78,3 +78,11 @@ def test_a_real_capture_has_options_of_its_own(commands, tmp_path):
 def test_a_folder_without_poses(tmp_path):
     with pytest.raises(SystemExit, match="ns-process-data"):
         quickstart.find_parser(tmp_path)
+
+
+@pytest.mark.parametrize(("platform", "used"), [("darwin", 3 * 1024**3), ("linux", 3 * 1024**2)])
+def test_peak_memory_is_in_megabytes(monkeypatch, platform, used):
+    """The same 3 GiB: macOS counts bytes, Linux KiB."""
+    monkeypatch.setattr(quickstart.sys, "platform", platform)
+    monkeypatch.setattr(quickstart.resource, "getrusage", lambda who: type("Usage", (), {"ru_maxrss": used}))
+    assert quickstart.peak_memory_mb() == 3 * 1024

@@ -18,10 +18,10 @@ if __name__ == "__main__":  # modules are found in scripts/, not in scripts/benc
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
-import open3d as o3d
 import torch
 import trimesh
 from demo_scene.cameras import TARGET
+from missing_packages import NS_EXPORT, cure, missing
 
 from bench.common import CPU, console, with_machine, write_figures
 from bench.geometry import load_views
@@ -51,6 +51,8 @@ def visible_points(config, seed: int = 0) -> np.ndarray:
 
 def distances(points: np.ndarray, mesh: trimesh.Trimesh) -> np.ndarray:
     """Distance (N,) of points (N, 3) from a mesh."""
+    import open3d as o3d  # it loads system libraries, see measure()
+
     scene = o3d.t.geometry.RaycastingScene()
     vertices, faces = np.asarray(mesh.vertices, np.float32), np.asarray(mesh.faces, np.uint32)
     scene.add_triangles(o3d.core.Tensor(vertices), o3d.core.Tensor(faces))
@@ -68,6 +70,8 @@ def judge(mesh: trimesh.Trimesh, exact: trimesh.Trimesh, visible: np.ndarray, ra
 
 def measure(config_path: Path) -> Dict:
     """Exports a student's mesh by the real command and returns what is printed and written."""
+    if absent := missing(NS_EXPORT):
+        raise UserError(f"ns-export needs {', '.join(absent)}: run {cure(absent)}.")
     config = read_config(config_path)
     data = Path(config.pipeline.datamanager.data)
     if not (data / "geometry.ply").is_file():
