@@ -1,17 +1,21 @@
-"""Image metrics of images in 0..1. None of them downloads anything."""
+"""Image metrics of images in 0..1. None of them downloads anything.
+
+torchmetrics is imported in functions, because importing nerfstudio does not import it and its import takes seconds.
+"""
 
 from pathlib import Path
-from typing import Dict, Optional
+from typing import TYPE_CHECKING, Dict, Optional
 
 import torch
 from jaxtyping import Float
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.functional.image import structural_similarity_index_measure
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 _ALEXNET_FILE = "alexnet-owt-7be5be79.pth"
-_lpips_metric: Optional[Metric] = None
+_lpips_metric: Optional["Metric"] = None
 _lpips_reported = False
 
 
@@ -28,6 +32,8 @@ def patch_errors(prediction: Float[Tensor, "B H W 3"], target: Float[Tensor, "B 
 
 def ssim(prediction: Float[Tensor, "H W 3"], target: Float[Tensor, "H W 3"]) -> float:
     """Structural similarity of two images."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     value = structural_similarity_index_measure(_to_nchw(prediction), _to_nchw(target), data_range=1.0)
     assert isinstance(value, Tensor)  # a tuple only if the full image of similarities is asked for
     return float(value)
