@@ -84,15 +84,7 @@ def load_model(config_path: Path, device) -> Tuple[Model, int]:
             f"{folder} has no checkpoint: train this run first, or pass the config.yml of one that was saved."
         )
     path = checkpoints[-1]
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=False)
-        state, step = loaded["pipeline"], int(loaded["step"])
-    except Exception:
-        # A file cut short by a full disk or a kill fails in many ways: zip, pickle, key errors.
-        raise UserError(
-            f"{path} is not a whole nerfstudio checkpoint: delete it, or resume the run to write it anew."
-        ) from None
-    state = model_state(state)
+    state, step = _read_checkpoint(path)
     try:
         model = _build_model(config.pipeline.model, state, device, path)
     except Exception as error:
@@ -112,6 +104,19 @@ def load_model(config_path: Path, device) -> Tuple[Model, int]:
             "use the config.yml from the same run."
         ) from None
     return model.to(device).eval().requires_grad_(False), step
+
+
+def _read_checkpoint(path: Path) -> Tuple[Dict[str, Tensor], int]:
+    """The model's state dict and the step of a checkpoint."""
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=False)
+        state, step = loaded["pipeline"], int(loaded["step"])
+    except Exception:
+        # A file cut short by a full disk or a kill fails in many ways: zip, pickle, key errors.
+        raise UserError(
+            f"{path} is not a whole nerfstudio checkpoint: delete it, or resume the run to write it anew."
+        ) from None
+    return model_state(state), step
 
 
 def model_state(pipeline_state: Dict[str, Tensor]) -> Dict[str, Tensor]:

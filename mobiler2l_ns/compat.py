@@ -71,7 +71,7 @@ def check_command(outputs: str) -> None:
     if "rgba" in (getattr(command, "rendered_output_names", None) or []):
         if getattr(command, "output_format", "images") == "video":
             raise UserError("a video has no alpha: add --output-format images --image-format png to render rgba.")
-        if command.image_format == "jpeg":
+        if getattr(command, "image_format", None) == "jpeg":
             raise UserError("JPEG has no alpha: add --image-format png to render rgba.")
 
 
@@ -83,7 +83,7 @@ def allow_numpy_scalars() -> None:
     """
     if not hasattr(torch.serialization, "add_safe_globals"):
         return
-    core = np._core if hasattr(np, "_core") else np.core
+    core: Any = getattr(np, "_core", None) or getattr(np, "core")  # noqa: B009 (renamed in numpy 2)
     safe = [core.multiarray.scalar, np.dtype]
     if hasattr(np, "dtypes"):
         safe += [np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Dict, Literal, Optional, Tuple, Type
 
-import torch
 import tyro
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
@@ -36,7 +35,7 @@ from mobiler2l_ns.data.student_camera import (
     student_focal,
     student_size,
 )
-from mobiler2l_ns.data.time_budget import TimeBudget
+from mobiler2l_ns.data.time_budget import TimeBudget, synchronize
 from mobiler2l_ns.data.view_stream import ViewStream
 from mobiler2l_ns.student.sampler import Points
 from mobiler2l_ns.teacher.adoption import check_same_scene, check_same_world
@@ -99,22 +98,22 @@ class DistillationDataManager(CaptureDataManager):
     ns-train alone loads the teacher; every other command works without it.
 
     Attributes:
-        size: (H, W) of the student's view; None in other commands than ns-train, as are pool, photos and camera.
+        size: (H, W) of the student's view, set in ns-train alone, as mixer and view_stream. pool is None elsewhere.
         photo_share: Fraction of each batch that comes from the photos; at 1 the teacher renders no more views.
     """
 
     config: DistillationDataManagerConfig
+    size: Tuple[int, int]
+    mixer: BatchMixer
+    view_stream: ViewStream
 
     def __init__(self, config: DistillationDataManagerConfig, device="cpu", *args, test_mode="val", **kwargs):
         self.device = device
-        self.size: Optional[Tuple[int, int]] = None
         self.pool: Optional[ViewPool] = None
         self.photos: Optional[PhotoSet] = None
         self.validation: Optional[PhotoSet] = None
         self.photo_share = config.photo_share
-        self.mixer: Optional[BatchMixer] = None
-        self.view_stream: Optional[ViewStream] = None
-        self.budget = TimeBudget(config.filling_share, config.teacher_share, synchronize=self._synchronize)
+        self.budget = TimeBudget(config.filling_share, config.teacher_share, synchronize=lambda: synchronize(device))
         self.teacher_is_of_other_data = False
         if test_mode == "val" and running_command() is None:  # `ns-render dataset --split val` says "val", too
             data = Path(config.data if config.data is not None else config.dataparser.data)
@@ -153,9 +152,8 @@ class DistillationDataManager(CaptureDataManager):
     @cached_property
     def training_view_rays(self) -> TrainingViewRays:
         """Rays of whole training views, for nerfstudio's exporters."""
+        assert self.train_pixel_sampler is not None
         return TrainingViewRays(self.train_dataset.cameras, self.train_pixel_sampler.num_rays_per_batch)
-
-    # -- set-up ---------------------------------------------------------------------------------------------------
 
     def setup_train(self) -> None:
         """Photos, pool and the student's camera; for other commands than ns-train only nerfstudio's pixel sampler."""
@@ -165,10 +163,13 @@ class DistillationDataManager(CaptureDataManager):
         config, dataset = self.config, self.train_dataset
         check_batches(config.patches_per_batch, config.hard_share)
         check_pinholes(dataset)
-        check_same_world(config.teacher.load_config, self.train_dataparser_outputs, self.get_datapath())
+        teacher = config.teacher.load_config
+        assert teacher is not None  # found in __init__
+        check_same_world(teacher, self.train_dataparser_outputs, self.get_datapath())
         self.size = student_size(dataset, config.image_size, config.upscale)
         focal = student_focal(dataset.cameras, self.size)
-        tile = tuple(min(side, (config.tile_cells or side) * config.upscale) for side in self.size)
+        height, width = (min(side, (config.tile_cells or side) * config.upscale) for side in self.size)
+        tile = height, width
         capacity = max(1, local_share(config.pool_views))
         needs_photos = config.photo_share > 0 or config.validation_photos > 0
         photos = (len(dataset) if needs_photos else 0, *self.size, self._photo_channels())
@@ -176,7 +177,7 @@ class DistillationDataManager(CaptureDataManager):
         if self.teacher_is_of_other_data:
             height, width = (max(8, round(48 * side / max(self.size))) for side in self.size)
             few = load_photos(dataset, height, width, 1, self.device, limit=4)
-            check_same_scene(self.teacher, few, config.teacher.load_config, self.get_datapath())
+            check_same_scene(self.teacher, few, teacher, self.get_datapath())
         if needs_photos:
             self._load_photos()
         near_far = broadcast_from_main(lambda: self._near_far(focal))
@@ -192,10 +193,11 @@ class DistillationDataManager(CaptureDataManager):
         )
 
     def _load_photos(self) -> None:
-        alpha = self._photo_channels() == 4
-        self.photos = load_photos(self.train_dataset, *self.size, self.config.upscale, self.device, with_alpha=alpha)
-        if 0 < self.config.validation_photos < len(self.photos):
-            self.photos, self.validation = self.photos.hold_out(self.config.validation_photos)
+        alpha, (height, width) = self._photo_channels() == 4, self.size
+        photos = load_photos(self.train_dataset, height, width, self.config.upscale, self.device, with_alpha=alpha)
+        if 0 < self.config.validation_photos < len(photos):
+            photos, self.validation = photos.hold_out(self.config.validation_photos)
+        self.photos = photos
 
     def _photo_channels(self) -> int:
         """4 where photos can teach alpha, too."""
@@ -219,8 +221,6 @@ class DistillationDataManager(CaptureDataManager):
     def _cache_dir(self) -> Optional[Path]:
         folder = self.config.cache_dir
         return folder if folder is None or comms.get_world_size() == 1 else folder / f"rank-{comms.get_rank()}"
-
-    # -- batches --------------------------------------------------------------------------------------------------
 
     def next_train(self, step: int) -> Tuple[RayBundle, Dict]:
         """This process's part of a batch in ns-train, see ``BatchMixer.draw``.
@@ -282,11 +282,6 @@ class DistillationDataManager(CaptureDataManager):
     def _render_teacher(self, camera: Cameras) -> Float[Tensor, "H W C"]:
         channels = self.config.channels
         return self.teacher.render(camera) if channels == 3 else self.teacher.render_all(camera)[..., :channels]
-
-    def _synchronize(self) -> None:
-        """Waits for the GPU's queue, whose work is otherwise charged to whoever waits for it next."""
-        if torch.device(self.device).type == "cuda":
-            torch.cuda.synchronize(self.device)
 
     def progress(self) -> Dict[str, float]:
         """State of the training data as plain numbers; all shares are between 0 and 1.

@@ -100,9 +100,9 @@ class MobileR2LModel(Model):
         """Fills the buffers of sampler and coverage."""
         s = self.upscale
         self.sampler.set_camera(camera.height // s, camera.width // s, camera.focal / s, camera.near, camera.far)
-        if self.sampler.unbounded:
+        if self.sampler.unbounded and camera.cube_centre is not None:
             self.sampler.set_contraction(camera.cube_centre, camera.cube_radius)
-        if camera.focus is not None:
+        if camera.focus is not None and camera.focus_depths is not None:
             self.coverage.set_orbit(camera.focus, camera.focus_depths)
         if camera.viewpoints is not None:
             self.coverage.viewpoints.copy_(camera.viewpoints)

@@ -70,7 +70,7 @@ class BatchMixer:
         parts: List[Patches] = []
         if num_photos < num_new:
             parts.append(self.pool.sample(num_new - num_photos, *self.patch_size))
-        if num_photos:
+        if num_photos and self.photos is not None:
             parts.append(self.photos.sample(num_photos, *self.patch_size))
         parts += hard
         patches = Patches(join_bundles([p.rays for p in parts]), torch.cat([p.pixels[..., :3] for p in parts]))
@@ -85,7 +85,7 @@ class BatchMixer:
         Args:
             errors: Mean squared error of each of the batch's patches; used only with a hard_share.
         """
-        if self.hard_patches is not None:
+        if self.hard_patches is not None and self._last is not None:
             patches, num_new = self._last
             self.hard_patches.add(patches, errors[:num_new])
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Type
+from typing import TYPE_CHECKING, Type
 
 import numpy as np
 import torch
@@ -37,7 +37,11 @@ class CaptureDataset(InputDataset):
             raise unreadable_photo(self.image_filenames[image_idx], error) from error
 
 
-class ValidatedDataMixin:
+# To the type checker the mixin is a datamanager; both datamanagers below have the methods that it calls.
+_Base = VanillaDataManager[CaptureDataset] if TYPE_CHECKING else object
+
+
+class ValidatedDataMixin(_Base):
     """Mixin for nerfstudio's datamanagers: a capture that cannot be used ends the command with one sentence.
 
     It tells models through the train set's metadata whether the photos have a transparent background

@@ -49,8 +49,10 @@ class PhotoSet:
         held = torch.linspace(0, len(self) - 1, count + 2)[1:-1].round().long()
         kept = torch.ones(len(self), dtype=torch.bool)
         kept[held] = False
-        return tuple(
-            PhotoSet(self.images[index], self.cameras[index], self.upscale) for index in (kept.nonzero()[:, 0], held)
+        rest = kept.nonzero()[:, 0]
+        return (
+            PhotoSet(self.images[rest], self.cameras[rest], self.upscale),
+            PhotoSet(self.images[held], self.cameras[held], self.upscale),
         )
 
     def sample(self, count: int, hc: int, wc: int) -> Patches:

@@ -56,7 +56,7 @@ class ViewPool:
         self.num_added = 0
         self._cache, self._cache_depths = None, depths
         if cache is not None:
-            self._cache, self._cache_depths = _open_cache(cache, self.images.shape, identity, depths)
+            self._cache, self._cache_depths = _open_cache(cache, (capacity, *tile, channels), identity, depths)
             self._restore()
 
     def __len__(self) -> int:
@@ -107,6 +107,7 @@ class ViewPool:
         return Patches(pinhole_rays(self.c2w[indices], self.focal, *self.size, coords), pixels)
 
     def _restore(self) -> None:
+        assert self._cache is not None
         views, records = self._cache
         whole = np.flatnonzero(np.isfinite(records[:, -1]))
         if len(whole) == 0:

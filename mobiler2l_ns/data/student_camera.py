@@ -6,7 +6,7 @@ H, W: pixels of the student's view.
 """
 
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import Literal, Optional, Tuple
 
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras, CameraType
@@ -131,7 +131,7 @@ def check_near_far(near_far: Tuple[float, float]) -> None:
         raise UserError(f"--pipeline.datamanager.near-far needs 0 < near < far, not {near} {far}.")
 
 
-def find_points(option: str, dataset: InputDataset) -> Points:
+def find_points(option: Literal["auto", "bounded", "unbounded"], dataset: InputDataset) -> Points:
     """Where the points lie: as the option says; for auto bounded if the photos have a transparent background."""
     if option != "auto":
         return option

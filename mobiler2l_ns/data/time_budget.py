@@ -9,10 +9,18 @@ import time
 from contextlib import contextmanager
 from typing import Callable, Iterator, Optional
 
+import torch
+
 
 def perf_counter() -> float:
     """Seconds of a clock that only moves forwards."""
     return time.perf_counter()
+
+
+def synchronize(device) -> None:
+    """Waits for the work in a GPU's queue; nothing to wait for on other devices."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 class TimeBudget:

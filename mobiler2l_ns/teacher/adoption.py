@@ -5,7 +5,7 @@ A run fits if it lives in the same world (the same data parser with the same opt
 
 import copy
 from pathlib import Path
-from typing import Iterable, NamedTuple, Optional, Tuple
+from typing import Any, Iterable, NamedTuple, Optional, Tuple
 
 import torch
 from jaxtyping import Float
@@ -43,12 +43,14 @@ def adopt(config_path: Path, data: Path, dataparser: DataParserConfig, device) -
     """
     teacher = read_config(config_path)
     check_teacher(config_path, teacher, device)
-    parser = teacher.pipeline.datamanager.dataparser
-    teacher_data = teacher.pipeline.datamanager.data or teacher.data or parser.data
+    datamanager: Any = teacher.pipeline.datamanager
+    parser = datamanager.dataparser
+    teacher_data = datamanager.data or teacher.data or parser.data
     if type(dataparser)() == _with_data(dataparser, type(dataparser)().data):  # no option was given
         dataparser = _with_data(parser, data)
         if hasattr(parser, "load_3D_points"):
-            dataparser.load_3D_points = False  # Gaussians start there; reading them may ask the user to convert them
+            # Gaussians start at these points; reading them may ask the user to convert them.
+            setattr(dataparser, "load_3D_points", False)  # noqa: B010 (an option of some parsers only)
     return Adoption(dataparser, Path(teacher_data).resolve() != data.resolve())
 
 
