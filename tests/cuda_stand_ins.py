@@ -1,4 +1,4 @@
-"""What gsplat and nerfacc compute on a GPU, in a few lines of torch: for a handful of Gaussians and of samples.
+"""The CUDA functions of gsplat and nerfacc in torch, for tests with few Gaussians and samples.
 
 The models around them are nerfstudio's own, so tests see the real checkpoints, cameras, backgrounds and outputs.
 """
@@ -49,7 +49,7 @@ def rasterize(means, quats, scales, opacities, colors, viewmats, Ks, width, heig
 
 
 def sample_evenly(self, rays_o, rays_d, **_):
-    """``OccGridEstimator.sampling`` of a grid that knows nothing: as many samples for every ray, from NEAR to FAR."""
+    """``OccGridEstimator.sampling`` of a full grid: SAMPLES samples on every ray, from NEAR to FAR."""
     edges = torch.linspace(NEAR, FAR, SAMPLES + 1).repeat(len(rays_o), 1)
     rays = torch.arange(len(rays_o)).repeat_interleave(SAMPLES)
     return rays, edges[:, :-1].reshape(-1), edges[:, 1:].reshape(-1)
@@ -62,7 +62,7 @@ def pack_info(ray_indices, n_rays):
 
 
 def weights_from_density(t_starts, t_ends, sigmas, packed_info):
-    """Weights of packed samples, and what ``nerfacc.render_weight_from_density`` returns beside them."""
+    """``nerfacc.render_weight_from_density``: weights, transmittances and alphas of packed samples."""
     optical = sigmas * (t_ends - t_starts)
     before = optical.cumsum(0) - optical
     ray = torch.arange(len(packed_info)).repeat_interleave(packed_info[:, 1])
@@ -73,7 +73,7 @@ def weights_from_density(t_starts, t_ends, sigmas, packed_info):
 
 @pytest.fixture
 def as_if_cuda(monkeypatch):
-    """splatfacto and instant-ngp render on a CPU, and we believe that it has CUDA."""
+    """splatfacto and instant-ngp render on a CPU, and has_cuda() is true for it."""
     monkeypatch.setattr(teacher_kinds, "has_cuda", lambda device: True)
     monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
     monkeypatch.setattr(splatfacto, "rasterization", rasterize)

@@ -1,4 +1,4 @@
-"""Rays of the student against closed formulas and nerfstudio's own, and pictures that stay on their rays."""
+"""Rays of the student against closed formulas and nerfstudio's rays, and images whose pixels keep their rays."""
 
 import pytest
 import torch
@@ -140,13 +140,13 @@ def test_equal_size_is_the_identity():
         assert torch.equal(getattr(fitted, name), getattr(camera, name)), name
 
 
-def test_a_crop_sees_its_window():
+def test_a_crop_has_the_rays_of_its_pixels():
     camera = make_camera(32, 48, focal=50.0, cx=20.0, cy=13.0)
-    window = crop_camera(camera, top=5, left=11, height=16, width=24).generate_rays(0, keep_shape=True)
+    crop = crop_camera(camera, top=5, left=11, height=16, width=24).generate_rays(0, keep_shape=True)
     whole = camera.generate_rays(0, keep_shape=True)[5:21, 11:35]
-    assert window.shape == (16, 24)
-    torch.testing.assert_close(window.directions, whole.directions)
-    torch.testing.assert_close(window.origins, whole.origins)
+    assert crop.shape == (16, 24)
+    torch.testing.assert_close(crop.directions, whole.directions)
+    torch.testing.assert_close(crop.origins, whole.origins)
 
 
 def test_the_trained_view_is_neither_cropped_nor_resized():
@@ -197,7 +197,7 @@ def test_pictures_of_any_camera_stay_on_their_rays(height, width, focal):
 # -- bounds of a sphere -----------------------------------------------------------------------------------------------
 
 
-def test_ball_window_by_hand():
+def test_sphere_bounds_by_hand():
     """A ball of radius 2.4 seen from 4: its tangents are at asin(0.6), tan = 0.75, so 45 pixels at focal 60."""
     camera = camera_at(4.0, focal=60.0, height=200, width=300)
     assert sphere_bounds(camera, torch.zeros(3), 2.4) == pytest.approx((55, 105, 90, 90), abs=1)
@@ -213,7 +213,7 @@ def test_ball_window_by_hand():
 
 
 @pytest.mark.parametrize("aim", [(0.0, 0.0, 0.0), (1.0, -0.5, 0.3), (0.0, 3.0, 0.0)])
-def test_ball_window_holds_every_ray_that_meets_the_ball(aim):
+def test_sphere_bounds_contain_every_ray_that_meets_the_sphere(aim):
     camera = camera_at(4.0, focal=20.0, height=80, width=100)
     y, x = torch.meshgrid(torch.arange(80) + 0.5, torch.arange(100) + 0.5, indexing="ij")
     rays = rays_at(camera, torch.zeros(1, dtype=torch.long), torch.stack([y, x], -1)[None])

@@ -1,4 +1,4 @@
-"""The baked density: cells where they belong, and empty ones emptied."""
+"""The density grid: lookups, and clearing of empty cells."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Two processes on CPUs train as one would on the same patches, share the work, and never do it twice."""
+"""Two processes on CPUs train like one process on the same patches, and divide the work."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ STEPS = 4
 
 
 def write_teacher(capture: Path, folder: Path) -> Path:
-    """A teacher's config.yml; what it shows comes from the stub."""
+    """A teacher's config.yml; the stub renders its views."""
     from mobiler2l_ns.method_configs import mobiler2l_teacher_small
 
     config = copy.deepcopy(mobiler2l_teacher_small.config)
@@ -123,7 +123,7 @@ def differences(a: dict, b: dict) -> float:
 # -- the same training ----------------------------------------------------------------------------------------------
 
 
-def test_two_processes_train_as_one(runs):
+def test_two_processes_train_like_one(runs):
     """Up to float32: both add the same numbers in another order."""
     first, second = runs.ranks
     assert len(runs.alone.losses) == len(first["losses"]) == STEPS
@@ -255,7 +255,7 @@ def test_shares_by_hand(pretend):
             assert local_share(7) == share
 
 
-def test_alone_nothing_is_sent():
+def test_a_single_process_does_not_communicate():
     assert broadcast_from_main(lambda: "answer") == "answer" and gather("value") == ["value"]
 
 

@@ -118,7 +118,7 @@ def ball_model():
 
 @pytest.fixture
 def camera() -> Cameras:
-    """From (0, 0, 3) down to the origin: the box covers the middle of the picture."""
+    """From (0, 0, 3) down to the origin; the box covers the middle of the view."""
     pose = torch.eye(4)[None, :3].clone()
     pose[0, 2, 3] = 3.0
     return pinhole_cameras(pose, 40.0, 48, 64)
@@ -142,7 +142,7 @@ def test_a_ball_has_its_colour_depth_and_outline(ball_model, camera, stub_teache
     assert (outputs["rgb"] - stub_teacher.colours(rays.origins, rays.directions))[through].abs().max() < 0.06
 
 
-def test_rays_that_meet_nothing_cost_nothing(ball_model, camera):
+def test_rays_that_meet_nothing_are_not_sampled(ball_model, camera):
     fast = FastNerfacto(ball_model)
     before = ball_model.field.mlp_base.evaluated
     outputs = fast.outputs_for_camera(camera)
@@ -158,7 +158,7 @@ def test_surface_depths_are_z(ball_model, camera, monkeypatch):
     assert depths.max() < 3 - RADIUS**2 / 3 + 0.07  # where rays touch the ball
 
 
-def test_a_tile_is_cut_from_the_picture(ball_model, camera):
+def test_a_tile_is_a_crop_of_the_view(ball_model, camera):
     fast = FastNerfacto(ball_model)
     whole = fast.outputs_for_camera(camera)
     tile = fast.outputs_for_camera(crop_camera(camera, 10, 20, 16, 24))
@@ -174,7 +174,7 @@ def test_chunks_make_no_difference(ball_model, camera):
 
 
 def test_there_is_nothing_outside_the_box(camera):
-    """A box full of density 1, looked at from far away without a collider that knows of it."""
+    """A box of density 1, seen from far away with a collider that does not clip rays to the box."""
     model = build(NerfactoModelConfig, disable_scene_contraction=True, background_color="white")
     model.field.mlp_base, model.proposal_networks[-1].mlp_base = Full(16), Full(1)
     outputs = FastNerfacto(model).outputs_for_camera(camera)
@@ -195,7 +195,7 @@ def test_weights_by_hand():
     torch.testing.assert_close(weights, torch.tensor([[0.5, 0.25, 0.25]]))
 
 
-def test_samples_are_where_nerfstudio_would_put_them(camera):
+def test_samples_agree_with_nerfstudios_pdf_sampler(camera):
     torch.manual_seed(0)
     rays = camera.generate_rays(0).flatten()[:50]
     rays.nears, rays.fars = torch.full((50, 1), 2.0), torch.full((50, 1), 4.0)
@@ -270,8 +270,8 @@ def test_agrees_with_nerfstudio(config, options, camera):
     [{"scene": "unbounded", "background_color": "white"}, {"scene": "bounded"}],
     ids=["unbounded", "bounded"],
 )
-def test_a_random_background_is_white_in_the_end(options, camera, monkeypatch):
-    """Trained on random backgrounds, a model leaves black behind what it shows."""
+def test_a_random_background_is_rendered_white(options, camera, monkeypatch):
+    """nerfstudio renders a model that was trained on random backgrounds on black."""
     model = build(**options)
     white = FastNerfacto(model).outputs_for_camera(camera)["rgb"]
     model.config.background_color = model.renderer_rgb.background_color = "random"

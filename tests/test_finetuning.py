@@ -1,4 +1,4 @@
-"""Fine-tuning on the photos: it starts on time, keeps the better weights, and never makes a student worse."""
+"""Fine-tuning on the photos: its first step, the weights that it keeps, and the photos that it holds out."""
 
 from types import SimpleNamespace
 
@@ -39,13 +39,13 @@ class Run:
         return self
 
 
-def test_it_takes_the_end_of_the_run():
+def test_it_takes_the_last_steps_of_the_run():
     run = Run({80: 20.0, 85: 21.0, 90: 22.0, 95: 23.0, 100: 24.0}).go()
     assert run.steps == 100 and run.shares == [0.8] and run.weight == 100
     assert run.tuning.statistics() == {"steps": 20, "best_step": 20, "psnr_before": 20.0, "psnr_after": 24.0}
 
 
-def test_weights_from_before_come_back_where_photos_do_harm():
+def test_weights_from_before_are_restored_if_no_score_is_better():
     run = Run({80: 20.0, 85: 19.0, 90: 18.0}, photo_share=0.5).go()
     # Two scores in a row (patience) were no better than the one before the first step.
     assert run.steps == 90 and run.weight == 80 and run.shares == [0.5]

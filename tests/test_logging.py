@@ -1,4 +1,4 @@
-"""What a run shows while it trains: pictures and numbers read back from tensorboard and wandb, lines on the screen."""
+"""Logs of a training run: images and numbers read back from tensorboard and wandb."""
 
 import io
 
@@ -9,6 +9,7 @@ from builders import stub_teacher_config
 from nerfstudio.utils import writer
 from PIL import Image
 
+from mobiler2l_ns.student.renderer import StudentRenderer
 from mobiler2l_ns.training.metrics import error_map, psnr
 
 PANELS = ["photo", "student", "teacher", "student - photo", "student - teacher"]
@@ -55,7 +56,7 @@ def held_out(capture, stub_teacher):
 
 
 def check_picture(picture: np.ndarray, capture, stub_teacher) -> dict:
-    """The panels of an evaluation's picture, once photo and teacher were found to be those of one held-out camera."""
+    """The panels of an evaluation image, after a check that photo and teacher belong to one held-out camera."""
     found = panels(picture)
     photo, teacher = min(held_out(capture, stub_teacher), key=lambda pair: (pair[0] - found["photo"]).abs().mean())
     assert (found["photo"] - photo).abs().max() <= 1.01 / 255  # nerfstudio cuts bytes off rather than to round them
@@ -68,7 +69,7 @@ def check_picture(picture: np.ndarray, capture, stub_teacher) -> dict:
     return found
 
 
-def test_tensorboard_has_pictures_and_numbers(train, capture, stub_teacher):
+def test_tensorboard_has_images_and_numbers(train, capture, stub_teacher):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(train()), size_guidance={"images": 0, "scalars": 0}).Reload()
@@ -170,7 +171,7 @@ def test_a_large_photo_is_rendered_at_the_students_size(build_pipeline, stub_tea
     assert difference.median() < 0.05 and (difference > 0.2).float().mean() < 0.15
 
 
-def test_ns_eval_never_asks_the_teacher(build_pipeline, stub_teacher):
+def test_ns_eval_does_not_render_the_teacher(build_pipeline, stub_teacher):
     pipeline = build_pipeline()
     asked = stub_teacher.renders, stub_teacher.probes
     metrics = pipeline.get_average_eval_image_metrics()
@@ -180,8 +181,8 @@ def test_ns_eval_never_asks_the_teacher(build_pipeline, stub_teacher):
 
 @pytest.mark.parametrize("evaluate", ["get_eval_loss_dict", "get_eval_image_metrics_and_images",
                                       "get_average_eval_image_metrics", "validation_psnr"])  # fmt: skip
-def test_evaluations_cost_the_teacher_nothing(build_pipeline, stub_teacher, monkeypatch, evaluate):
-    """A clock that moves in evaluations only, by 100 s a picture or batch: the teacher's share stays what it was."""
+def test_evaluations_do_not_count_as_training_time(build_pipeline, stub_teacher, monkeypatch, evaluate):
+    """The clock advances in evaluations only, 100 s per view or batch; the teacher's share does not change."""
     pipeline = build_pipeline(validation_photos=2)
     manager = pipeline.datamanager
     manager.validation = manager.photos
@@ -190,13 +191,13 @@ def test_evaluations_cost_the_teacher_nothing(build_pipeline, stub_teacher, monk
     now = [start + 50.0]
     manager.budget.clock = lambda: now[0]
     before = manager.statistics()["share_of_training_time"], manager.budget.views_due(2, 4)
-    forward = type(pipeline.model).render_rays
+    forward = StudentRenderer.render_rays
 
     def slow(self, *arguments, **options):
         now[0] += 100
         return forward(self, *arguments, **options)
 
-    monkeypatch.setattr(type(pipeline.model), "render_rays", slow)
+    monkeypatch.setattr(StudentRenderer, "render_rays", slow)
     with torch.no_grad():
         getattr(pipeline, evaluate)(*([0] if evaluate.startswith("get_eval") else []))
     assert now[0] >= start + 50 + 100

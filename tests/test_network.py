@@ -1,4 +1,4 @@
-"""The network's size and shape, and the layout of sampler, embedder and network input by hand."""
+"""The network: number of parameters and operations, output shape, and options that are refused."""
 
 import pytest
 import torch
@@ -112,7 +112,7 @@ def test_a_shape_that_cannot_be_built_names_its_field(options, name):
         make_network(**options)
 
 
-def test_a_bad_shape_is_one_sentence_for_the_user(student_config):
+def test_the_user_gets_one_sentence_for_a_bad_shape(student_config):
     student_config.pipeline.model.network.depth = 7
     with pytest.raises(UserError, match="--pipeline.model.network"):
         student_config.pipeline.model.setup(scene_box=None, num_train_data=1, metadata={})

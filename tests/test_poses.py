@@ -1,4 +1,4 @@
-"""New camera poses: geometry by hand, and the region that each distribution must not leave."""
+"""New camera poses: geometry by hand, and the region in which each distribution stays."""
 
 import math
 
@@ -146,7 +146,7 @@ def test_path_poses_are_rotations_within_the_hull_and_its_jitter():
     torch.testing.assert_close(poses[:, :, 2], torch.tensor([0.0, 0, 1]).expand(1000, 3))
 
 
-def test_a_camera_that_looks_away_is_no_neighbour():
+def test_a_camera_with_another_direction_is_no_neighbour():
     # Two pairs back to back: the nearest camera of each looks the other way.
     position = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 0.5, 0], [1, 0.5, 0]])
     facing = torch.tensor([[0.0, -1, 0], [0, -1, 0], [0, 1, 0], [0, 1, 0]])

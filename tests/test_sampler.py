@@ -68,8 +68,8 @@ def test_contraction_by_hand():
     assert Sampler(3).contract(torch.tensor([outside]), axis=-1).tolist() == [outside]
 
 
-def test_an_unbounded_forward_is_what_training_codes():
-    """The exported arithmetic of channels against the plain one, from inside the cube to far outside."""
+def test_an_unbounded_forward_agrees_with_training():
+    """forward, which is exported, against points, which is used in training; inside the cube and far outside."""
     torch.manual_seed(0)
     sampler = make_unbounded(0.1, 500.0)
     rotation, _ = torch.linalg.qr(torch.randn(3, 3))
@@ -90,7 +90,7 @@ def test_jittered_depths_stay_in_their_strata():
     torch.testing.assert_close(depths.mean(dim=(0, 1)), (lower + upper) / 2, atol=0.05, rtol=0)
 
 
-def test_camera_and_depths_travel_with_the_weights():
+def test_camera_and_depths_are_saved_with_the_weights():
     copied = Sampler(3)
     copied.load_state_dict(make_sampler().state_dict())
     assert copied.depths.tolist() == [2, 4, 6] and copied.grid.tolist() == [2, 4] and float(copied.focal) == 5
@@ -99,5 +99,5 @@ def test_camera_and_depths_travel_with_the_weights():
     assert unbounded.centre.tolist() == [1, 0, 0] and float(unbounded.radius) == 2
 
 
-def test_a_bounded_sampler_loads_what_was_saved_before_there_was_another():
+def test_a_bounded_sampler_has_no_buffers_for_the_contraction():
     assert list(make_sampler().state_dict()) == ["grid", "focal", "near", "far"]

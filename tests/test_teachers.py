@@ -1,4 +1,4 @@
-"""Teachers of every kind: the same colours on white, alpha and z from all of them, or one sentence.
+"""Teachers of every kind: colours on white, alpha and z from all of them, or one sentence.
 
 splatfacto and instant-ngp are nerfstudio's own models with the kernels of cuda_stand_ins.py: no GPU ran them.
 """
@@ -62,7 +62,7 @@ def build(config, images=3, box=BOX, **metadata):
 
 
 def frozen(folder, model, method="other-method") -> FrozenTeacher:
-    """A model after a trip through config.yml and checkpoint."""
+    """A model that was saved to config.yml and checkpoint and loaded as a teacher."""
     config = copy.deepcopy(mobiler2l_teacher.config)
     config.method_name, config.pipeline.model = method, model.config
     return FrozenTeacher(save_run(folder / "run", config, model), "cpu")
@@ -114,15 +114,15 @@ def test_splats_by_hand(config, background, camera, tmp_path, as_if_cuda):  # no
     assert teacher.surface_depths(camera).min() > 2.99
 
 
-def test_a_tile_of_splats_is_cut_from_the_picture(camera, tmp_path, as_if_cuda):  # noqa: F811
+def test_a_tile_of_splats_is_a_crop_of_the_view(camera, tmp_path, as_if_cuda):  # noqa: F811
     teacher = frozen(tmp_path, splats())
     tile = teacher.render_all(crop_camera(camera, 10, 20, 30, 40))
     torch.testing.assert_close(tile, teacher.render_all(camera)[10:40, 20:60], atol=1e-5, rtol=0)
     assert float(tile[14, 12, 3]) == pytest.approx(0.8, abs=2e-3)
 
 
-def test_a_splat_teacher_keeps_its_size_in_small_pictures(camera, tmp_path, as_if_cuda):  # noqa: F811
-    """At a tenth of the size a splat's shadow, 0.067 pixels wide, is a blur of 0.3 pixels: fainter, or too fat."""
+def test_splats_keep_their_size_in_small_views(camera, tmp_path, as_if_cuda):  # noqa: F811
+    """At a tenth of the size a splat is 0.067 pixels wide, and the blur 0.3 pixels: fainter, or too large."""
     small = pinhole_cameras(camera.camera_to_worlds, 4.0, 5, 7)
     options = {} if SplatTeacherModelConfig().rasterize_mode == "classic" else {"rasterize_mode": "antialiased"}
     covered = {
@@ -188,7 +188,7 @@ def test_a_slab_in_instant_ngp_by_hand(config, options, small_camera, tmp_path, 
     torch.testing.assert_close(tile, picture[3:7, 5:11], atol=1e-5, rtol=0)
 
 
-def test_instant_ngp_comes_back_whole_and_shows_its_mean_appearance(small_camera, tmp_path, as_if_cuda):  # noqa: F811
+def test_instant_ngp_is_reloaded_and_renders_its_mean_appearance(small_camera, tmp_path, as_if_cuda):  # noqa: F811
     box = SceneBox(torch.tensor([[-1.5, -1, -0.5], [1.5, 1, 0.5]]))
     model = build(InstantNGPModelConfig(**NGP_SIZE), images=5, box=box)
     teacher = frozen(tmp_path, model)
@@ -221,7 +221,7 @@ def test_an_ngp_teachers_scene():
 
 
 def test_backgrounds():
-    """What shows through, by model: white adds nothing, black and random are black, a scene's own is kept."""
+    """Background by model: white if it is part of the scene, black for black and random, else the model's colour."""
 
     def shown(colour, unbounded=False, **outputs):
         distortion = object() if unbounded else None
@@ -240,7 +240,7 @@ def test_backgrounds():
 
 
 class Sky(torch.nn.Module):
-    """A picture that names outputs as NeRF does: (0.2, 0.6, 0.9) where the model believes to be half transparent."""
+    """A model with the output names of NeRF: (0.2, 0.6, 0.9) with accumulation 0.5."""
 
     device, config = torch.device("cpu"), None
 
@@ -268,7 +268,7 @@ def test_a_surface_models_depth_is_z():
     assert not teacher_kinds.depth_is_z(torch.nn.Module())
 
 
-def test_a_model_without_a_picture_is_refused(camera, monkeypatch):
+def test_a_model_without_rgb_is_refused(camera, monkeypatch):
     monkeypatch.setattr(Sky, "get_outputs_for_camera", lambda self, camera: {"normals": torch.zeros(48, 64, 3)})
     monkeypatch.setattr("mobiler2l_ns.teacher.frozen.load_teacher", lambda path, device: (Sky(), 0))
     with pytest.raises(UserError, match="run/config.yml renders no rgb, only normals") as caught:
@@ -277,8 +277,8 @@ def test_a_model_without_a_picture_is_refused(camera, monkeypatch):
 
 
 @pytest.mark.parametrize("config", [NerfactoModelConfig, DepthNerfactoModelConfig])
-def test_zeros_are_no_appearance(config, camera, tmp_path):
-    """A nerfacto that was told to show zeros teaches the mean of its photos all the same."""
+def test_a_teacher_renders_its_mean_appearance(config, camera, tmp_path):
+    """Also a nerfacto whose config asks for an appearance of zeros."""
     model = build(config(**TINY_NERFACTO, use_average_appearance_embedding=False))
     teacher = frozen(tmp_path, model)
     mean = teacher.model.get_outputs_for_camera(camera)["rgb"]
@@ -288,7 +288,7 @@ def test_zeros_are_no_appearance(config, camera, tmp_path):
     assert (teacher.fast is not None) == (config is NerfactoModelConfig)
 
 
-def test_moved_cameras_are_said_aloud(tmp_path, capsys):
+def test_moved_cameras_are_reported(tmp_path, capsys):
     model = build(NerfactoModelConfig(**TINY_NERFACTO))
     frozen(tmp_path / "still", model)
     assert "moved" not in capsys.readouterr().out
@@ -300,7 +300,7 @@ def test_moved_cameras_are_said_aloud(tmp_path, capsys):
     assert "moved its cameras by 0.1 units and 1.1 degrees on average" in printed and "photo-share" in printed
 
 
-def test_the_points_that_splats_start_from_stay_with_them(tmp_path, as_if_cuda):  # noqa: F811
+def test_the_points_that_splats_start_from_are_not_loaded(tmp_path, as_if_cuda):  # noqa: F811
     """nerfstudio's parser may ask at the terminal whether to make them."""
     config = copy.deepcopy(mobiler2l_teacher_splat.config)
     config.pipeline.datamanager.dataparser.scale_factor = 2.0
@@ -325,7 +325,7 @@ def test_the_points_that_splats_start_from_stay_with_them(tmp_path, as_if_cuda):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_runs_that_cannot_teach_here(model, method, reason, student_config, tmp_path):
-    """The student's datamanager says so before it reads a photo: there are none."""
+    """The student's datamanager refuses them before it reads a photo: there are none."""
     config = copy.deepcopy(mobiler2l_teacher.config)
     config.method_name, config.pipeline.model, config.data = method, model, tmp_path
     path = tmp_path / "config.yml"
@@ -347,7 +347,7 @@ def test_a_model_that_asks_for_more_is_refused(tmp_path):
     one_sentence(caught)
 
 
-def test_an_export_without_cuda_leaves_out_a_cuda_teacher(tmp_path, capsys, monkeypatch):
+def test_a_comparison_without_cuda_leaves_out_a_cuda_teacher(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     path = tmp_path / "config.yml"
     path.write_text(yaml.dump(mobiler2l_teacher_splat.config))
