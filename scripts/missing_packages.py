@@ -24,11 +24,12 @@ PROGRAMS = {
     "npm": ("npm",),
     "nodejs": ("node",),
 }
-# What needs packages -> the packages. nerfstudio's ns-export imports open3d and pymeshlab when it starts.
-NS_EXPORT = tuple(LIBRARIES)
+OPEN3D = tuple(LIBRARIES)
+# What needs packages -> the packages. nerfstudio's commands import open3d and pymeshlab when they start, and look for
+# ffmpeg even where they write images.
 USES = {
-    "ns-export": NS_EXPORT,
-    "videos of ns-render and ns-process-data": ("ffmpeg",),
+    "ns-export and ns-process-data": OPEN3D,
+    "ns-process-data and ns-render, except ns-render dataset": ("ffmpeg",),
     "tests of the viewer and the web page": ("chromium", "npm", "nodejs"),
 }
 

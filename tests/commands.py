@@ -1,6 +1,9 @@
-"""Runs the installed commands in processes of their own; conftest.py hands its fixtures to all tests."""
+"""The installed commands: run in processes of their own, or parsed. conftest.py imports the fixtures."""
 
+import contextlib
+import io
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import tyro
 
 BIN = Path(sys.executable).parent
 TINY = [
@@ -72,3 +76,46 @@ def student(workspace, capture):
     (checkpoint,) = (resumed / "nerfstudio_models").iterdir()
     assert int(checkpoint.stem.removeprefix("step-")) == killed_at + 300
     return resumed / "config.yml"
+
+
+def parser_of(command: str):
+    """What a command hands to tyro."""
+    if command == "ns-train":
+        from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion as target
+    elif command == "ns-process-data":
+        from nerfstudio.scripts.process_data import Commands as target
+    elif command == "ns-eval":
+        from nerfstudio.scripts.eval import ComputePSNR
+
+        target = tyro.conf.FlagConversionOff[ComputePSNR]
+    elif command == "ns-viewer":
+        from nerfstudio.scripts.viewer.run_viewer import RunViewer
+
+        target = tyro.conf.FlagConversionOff[RunViewer]
+    elif command == "ns-render":
+        from nerfstudio.scripts.render import Commands
+
+        target = tyro.conf.FlagConversionOff[Commands]
+    elif command == "ns-export":
+        from nerfstudio.scripts.exporter import Commands
+
+        target = tyro.conf.FlagConversionOff[Commands]
+    elif command == "ns-export-mobiler2l":
+        from mobiler2l_ns.export.command import ExportMobileR2L
+
+        target = tyro.conf.FlagConversionOff[ExportMobileR2L]
+    else:
+        raise AssertionError(f"{command} is no command that the documents may name")
+    return target
+
+
+def parse(command: list):
+    """The config that a command line stands for; an AssertionError with tyro's words where it stands for none."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            return tyro.cli(parser_of(command[0]), args=command[1:])
+    except SystemExit as end:
+        if "--help" in command and end.code == 0:
+            return None
+        raise AssertionError(f"{shlex.join(command)}\n{said.getvalue()}") from None

@@ -1,7 +1,7 @@
 """Marks tests that need optional system packages: they are skipped where one is missing, with the command to run."""
 
 import pytest
-from missing_packages import NS_EXPORT, cure, missing
+from missing_packages import OPEN3D, cure, missing
 
 
 def needs(*packages: str) -> pytest.MarkDecorator:
@@ -14,4 +14,5 @@ def needs(*packages: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(absent), reason=f"{', '.join(absent)} not installed: run {cure(absent)}")
 
 
-needs_ns_export = needs(*NS_EXPORT)
+# For ns-export, ns-process-data and open3d itself.
+needs_open3d = needs(*OPEN3D)

@@ -8,7 +8,7 @@ import torch
 import yaml
 from builders import BOX, TINY_NERFACTO
 from nerfstudio.models.nerfacto import NerfactoModelConfig
-from system_packages import needs_ns_export
+from system_packages import needs_open3d
 
 from mobiler2l_ns.checkpoints import read_config
 from mobiler2l_ns.compat import allow_numpy_scalars, check_command, refuse_former_runs, without_lpips_download
@@ -78,7 +78,7 @@ def refuse(scripts, name, options, outputs, sentence, monkeypatch) -> None:
         getattr(scripts, name)(**options).main()
 
 
-@needs_ns_export
+@needs_open3d
 @pytest.mark.parametrize(
     ("name", "options", "outputs", "sentence"),
     [

@@ -1,19 +1,17 @@
 """The documents against the code: commands, options, paths, links, dataparsers, methods, and the tables' form."""
 
 import ast
-import contextlib
 import dataclasses
 import importlib.util
-import io
 import re
 import shlex
 import typing
 from pathlib import Path
 
 import pytest
-import tyro
 import yaml
-from system_packages import needs_ns_export
+from commands import parse, parser_of
+from system_packages import needs_open3d
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -21,6 +19,7 @@ FOR_NERFSTUDIO = ROOT / "docs" / "nerfstudio"
 PLACEHOLDERS = {"PHOTOS": "photos", "RUN": "outputs/run", "TIME": "2026-01-01", "DIR": "folder", "HOST": "host",
                 "PORT": "29500", "METHOD": "mobiler2l", "SCENE": "mine"}  # fmt: skip
 OTHER_TOOLS = {"--help", "--logdir", "--directory"}  # of all commands, of tensorboard, of http.server
+WITH_OPEN3D = ("ns-export", "ns-process-data")  # they import open3d, which needs system packages
 NOT_PARSERS = {"ns-process-data", "ns-download-data"}
 README_LINES, CELL_CHARACTERS = 90, 160  # a README that is read in two minutes, table cells of two lines
 
@@ -54,49 +53,6 @@ def without_colmap(monkeypatch):
         monkeypatch.setattr(install_checks, name, lambda *args: None)
 
 
-def parser_of(command: str):
-    """What a command hands to tyro."""
-    if command == "ns-train":
-        from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion as target
-    elif command == "ns-process-data":
-        from nerfstudio.scripts.process_data import Commands as target
-    elif command == "ns-eval":
-        from nerfstudio.scripts.eval import ComputePSNR
-
-        target = tyro.conf.FlagConversionOff[ComputePSNR]
-    elif command == "ns-viewer":
-        from nerfstudio.scripts.viewer.run_viewer import RunViewer
-
-        target = tyro.conf.FlagConversionOff[RunViewer]
-    elif command == "ns-render":
-        from nerfstudio.scripts.render import Commands
-
-        target = tyro.conf.FlagConversionOff[Commands]
-    elif command == "ns-export":
-        from nerfstudio.scripts.exporter import Commands
-
-        target = tyro.conf.FlagConversionOff[Commands]
-    elif command == "ns-export-mobiler2l":
-        from mobiler2l_ns.export.command import ExportMobileR2L
-
-        target = tyro.conf.FlagConversionOff[ExportMobileR2L]
-    else:
-        raise AssertionError(f"{command} is no command that the documents may name")
-    return target
-
-
-def parse(command: list):
-    """The config that a command line stands for; an AssertionError with tyro's words where it stands for none."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            return tyro.cli(parser_of(command[0]), args=command[1:])
-    except SystemExit as end:
-        if "--help" in command and end.code == 0:
-            return None
-        raise AssertionError(f"{shlex.join(command)}\n{said.getvalue()}") from None
-
-
 def commands_in(text: str) -> list:
     """The ns-* command lines of a document: lines of bash blocks, and code within a sentence that has options."""
     lines = bash_lines(text) + [code for code in code_spans(text) if code.startswith("ns-") and " " in code]
@@ -123,16 +79,17 @@ def completed(command: list) -> list:
 def test_every_command_parses(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # nerfstudio makes output folders while it parses
     for command in commands_in(document.read_text()):
-        if command[0] != "ns-export":
+        if command[0] not in WITH_OPEN3D:
             parse(completed(command))
 
 
-@needs_ns_export
-def test_every_ns_export_command_parses():
+@needs_open3d
+@pytest.mark.parametrize("name", WITH_OPEN3D)
+def test_every_command_with_open3d_parses(name):
     commands = [command for document in DOCUMENTS for command in commands_in(document.read_text())]
-    exports = [command for command in commands if command[0] == "ns-export"]
-    assert len(exports) >= 4
-    for command in exports:
+    found = [command for command in commands if command[0] == name]
+    assert len(found) >= 4
+    for command in found:
         parse(completed(command))
 
 
@@ -180,7 +137,6 @@ def script_options(path: Path) -> set:
 def known_options() -> set:
     """Option names of our methods, of nerfstudio's commands, of an export, and of the scripts."""
     from nerfstudio.configs.dataparser_configs import all_dataparsers
-    from nerfstudio.scripts.process_data import Commands
 
     from mobiler2l_ns import method_configs
     from mobiler2l_ns.export.command import ExportMobileR2L
@@ -192,11 +148,13 @@ def known_options() -> set:
         known |= fields(parser)
     for script in (ROOT / "scripts").rglob("*.py"):
         known |= script_options(script)
-    known |= script_options(Path(importlib.util.find_spec("nerfstudio.scripts.exporter").origin))
-    for command in (Commands, parser_of("ns-render")):
-        for options in map(fields, dataclasses_in(command)):
-            known |= options | {option.replace("--", "--no-", 1) for option in options}
-    return known
+    nerfstudio = Path(importlib.util.find_spec("nerfstudio").origin).parent
+    of_commands = script_options(nerfstudio / "scripts" / "exporter.py")
+    for source in [nerfstudio / "scripts" / "process_data.py", *(nerfstudio / "process_data").glob("*.py")]:
+        of_commands |= script_options(source)
+    for command in dataclasses_in(parser_of("ns-render")):
+        of_commands |= fields(command)
+    return known | of_commands | {option.replace("--", "--no-", 1) for option in of_commands}
 
 
 @pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.name != "CHANGELOG.md"], ids=name_of)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import trimesh
 from commands import run
-from system_packages import needs_ns_export
+from system_packages import needs_open3d
 
 TSDF = ["--texture-method", "tsdf", "--use-bounding-box", "False"]
 
@@ -25,7 +25,7 @@ def seen_from_above(points) -> np.ndarray:
 # -- the real commands ------------------------------------------------------------------------------------------------
 
 
-@needs_ns_export
+@needs_open3d
 @pytest.mark.slow
 def test_tsdf_command_finds_the_ball(ball_run, tmp_path):
     run("ns-export", "tsdf", "--load-config", ball_run, "--output-dir", tmp_path, *TSDF, cwd=tmp_path)
@@ -33,7 +33,7 @@ def test_tsdf_command_finds_the_ball(ball_run, tmp_path):
     assert len(mesh.vertices) > 1000 and off_the_ball(seen_from_above(mesh.vertices)) < 0.05
 
 
-@needs_ns_export
+@needs_open3d
 @pytest.mark.slow
 def test_clouds_cameras_and_poisson_meshes(ball_run, tmp_path):
     import json

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import trimesh
 from demo_scene.cameras import TARGET
-from missing_packages import NS_EXPORT, cure, missing
+from missing_packages import OPEN3D, cure, missing
 
 from bench.common import CPU, console, with_machine, write_figures
 from bench.geometry import load_views
@@ -70,7 +70,7 @@ def judge(mesh: trimesh.Trimesh, exact: trimesh.Trimesh, visible: np.ndarray, ra
 
 def measure(config_path: Path) -> Dict:
     """Exports a student's mesh by the real command and returns what is printed and written."""
-    if absent := missing(NS_EXPORT):
+    if absent := missing(OPEN3D):
         raise UserError(f"ns-export needs {', '.join(absent)}: run {cure(absent)}.")
     config = read_config(config_path)
     data = Path(config.pipeline.datamanager.data)
