@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, NoReturn, Optional, Tuple, Union
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -229,7 +229,7 @@ def next_steps(state: Dict, exports: Path) -> str:
     )
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Ends with one sentence."""
     raise SystemExit(f"mobiler2l: {message}")
 
@@ -240,7 +240,7 @@ def _last_words(log: Path) -> str:
     return ours[-1].removeprefix("mobiler2l: ") if ours else (lines[-1] if lines else "no output")
 
 
-def _short(path: str) -> str:
+def _short(path: Union[str, Path]) -> str:
     """A path below the repository without the repository, a command without its folder."""
     return str(path).removeprefix(f"{BIN}/").removeprefix(f"{ROOT}/")
 

@@ -87,7 +87,7 @@ def rainbow() -> list[Part]:
     """An arch in five bands, standing across x."""
     corners = np.array([(0.2125, -0.045), (0.3845, -0.045), (0.3845, 0.045), (0.2125, 0.045), (0.2125, -0.045)])
     arch = Part(revolve(corners, angle=np.pi, sections=48), rings(0.035, RED, PURPLE, BLUE, GREEN, YELLOW), 0.3)
-    arch.matrix = trimesh.transformations.rotation_matrix(np.pi / 2, [1, 0, 0])
+    arch.matrix = np.array(trimesh.transformations.rotation_matrix(np.pi / 2, [1, 0, 0]))
     return [arch]
 
 

@@ -3,7 +3,7 @@
 z is up. N: points on a surface.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,7 +37,7 @@ class Part:
 
 def place(parts: list[Part], x: float, y: float, z: float = 0.0, spin: float = 0.0, size: float = 1.0) -> list[Part]:
     """Scales parts about their origin, turns them about z by `spin` degrees, and moves them to (x, y, z)."""
-    matrix = trimesh.transformations.rotation_matrix(np.radians(spin), [0, 0, 1])
+    matrix = np.array(trimesh.transformations.rotation_matrix(np.radians(spin), [0, 0, 1]))
     matrix[:3, :3] *= size
     matrix[:3, 3] = x, y, z
     for part in parts:
@@ -55,7 +55,7 @@ def lathe(*profile: tuple[float, float], sections: int = 48) -> trimesh.Trimesh:
     return revolve(np.array(profile), sections=sections)
 
 
-def rod(start: tuple, end: tuple, radius: float) -> trimesh.Trimesh:
+def rod(start: Sequence[float] | np.ndarray, end: Sequence[float] | np.ndarray, radius: float) -> trimesh.Trimesh:
     """Makes a thin round bar between two points."""
     return cylinder(radius, segment=[start, end], sections=12)
 
