@@ -152,8 +152,7 @@ class DistillationDataManager(CaptureDataManager):
     @cached_property
     def training_view_rays(self) -> TrainingViewRays:
         """Rays of whole training views, for nerfstudio's exporters."""
-        assert self.train_pixel_sampler is not None
-        return TrainingViewRays(self.train_dataset.cameras, self.train_pixel_sampler.num_rays_per_batch)
+        return TrainingViewRays(self.train_dataset.cameras)
 
     def setup_train(self) -> None:
         """Photos, pool and the student's camera; for other commands than ns-train only nerfstudio's pixel sampler."""
@@ -228,7 +227,9 @@ class DistillationDataManager(CaptureDataManager):
         For ns-export pointcloud and poisson, the rays (H, W) of a whole view and no pixels.
         """
         if self.pool is None:
-            return self.training_view_rays.next().to(self.device), {}
+            assert self.train_pixel_sampler is not None
+            # The exporters set the number on the sampler, after this datamanager was made.
+            return self.training_view_rays.next(self.train_pixel_sampler.num_rays_per_batch).to(self.device), {}
         self.train_count += 1
         if self.photo_share < 1:
             self.view_stream.advance(self.train_count)

@@ -106,24 +106,26 @@ class TrainingViewRays:
 
     Args:
         cameras: The training cameras (N,).
-        max_rays: The largest number of rays in a view; larger views are scaled down.
     """
 
-    def __init__(self, cameras: Cameras, max_rays: int):
-        self.cameras, self.max_rays = cameras, max_rays
+    def __init__(self, cameras: Cameras):
+        self.cameras = cameras
         self._to_visit: List[int] = []
 
-    def next(self) -> RayBundle:
+    def next(self, max_rays: int) -> RayBundle:
         """Rays (H, W) of the next view, without lens distortion.
 
         The view is moved by a fraction of a pixel, so that a camera's second turn brings new points.
+
+        Args:
+            max_rays: The largest number of rays; a larger view is scaled down.
         """
         if not self._to_visit:
             self._to_visit = torch.randperm(len(self.cameras)).tolist()
         index = self._to_visit.pop()
         camera = self.cameras[index : index + 1]
         height, width = int(camera.height), int(camera.width)
-        factor = min(1.0, math.sqrt(self.max_rays / (height * width)))
+        factor = min(1.0, math.sqrt(max_rays / (height * width)))
         camera, _ = fit_cameras(camera, max(2, int(height * factor)), max(2, int(width * factor)))
         camera.cx, camera.cy = camera.cx + torch.rand(()) - 0.5, camera.cy + torch.rand(()) - 0.5
         return camera.generate_rays(0, keep_shape=True, disable_distortion=True)
