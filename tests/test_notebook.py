@@ -5,6 +5,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from test_docs import commands_in, completed, parse
 
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "notebooks" / "quickstart.ipynb"
 TINY = {"RESOLUTION": 32, "NUM_PHOTOS": 8, "TEACHER_STEPS": 3, "STUDENT_STEPS": 8, "INITIAL_VIEWS": 2}
@@ -20,6 +21,14 @@ def test_it_is_stored_without_outputs(notebook):
     for cell in notebook.cells:
         assert cell.cell_type == "markdown" or (cell.outputs, cell.execution_count) == ([], None)
     assert NOTEBOOK.stat().st_size < 300_000
+
+
+def test_its_commands_parse(notebook):
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    commands = commands_in(text)
+    assert [command[0] for command in commands] == ["ns-train", "ns-train", "ns-export-mobiler2l"]
+    for command in commands:
+        parse(completed(command))
 
 
 def test_it_runs(notebook, tmp_path):

@@ -2,9 +2,9 @@
 
     python scripts/bench/viewer.py --student RUN/config.yml
 
-Two views of 512 x 512 pixels from the middle of the student's range: one with the field of view of its training
-pictures, one with 75 degrees, as the viewer opens. Each is rendered as in the viewer's thread, with
-nerfstudio's trace function, which checks after each line of Python whether the camera has moved.
+Two views of 512 x 512 pixels from the middle of the student's range: one with the field of view of its training views,
+one with 75 degrees, as the viewer opens. Each is rendered as in the viewer's thread, with nerfstudio's trace function,
+which checks after each line of Python whether the camera has moved.
 """
 
 import sys
@@ -64,7 +64,7 @@ def measure(options: Options) -> Dict:
 
 
 def trained_fov(model) -> float:
-    """Vertical field of view of the student's training pictures, degrees."""
+    """Vertical field of view of the student's training views, degrees."""
     return float(torch.rad2deg(2 * torch.arctan(torch.tensor(model.size[0] / 2 / model.focal))))
 
 

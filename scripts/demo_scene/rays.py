@@ -40,7 +40,7 @@ def make_rays(mesh: trimesh.Trimesh, light: np.ndarray) -> Rays:
     except ImportError:
         print(
             "embreex is not installed (it has no wheel for Linux on ARM): numpy traces the rays, which gives the same "
-            "pictures and takes minutes instead of seconds.",
+            "images and takes minutes instead of seconds.",
             file=sys.stderr,
         )
         return NumpyRays(mesh, light)
