@@ -150,7 +150,8 @@ def test_export_of_the_weights_at_hand(build_pipeline, run_folder, tmp_path, mon
         (tmp_path / "mine" / "note.txt").write_text("mine")
         panel.destination.gui_handle.value = "mine"
         said = press(panel)
-        assert "holds files of yours" in said and said in " ".join(capsys.readouterr().out.split())
+        assert "mine" in said and "pass another --output-dir" in said
+        assert said in " ".join(capsys.readouterr().out.split())
         assert [path.name for path in (tmp_path / "mine").iterdir()] == ["note.txt"]
 
 

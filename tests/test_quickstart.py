@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import quickstart
+from commands import parse
 from PIL import Image
-from test_docs import parse
 
 REPORT = {
     "image": {"width": 32, "height": 32}, "params": 350000, "gmac": 0.5, "finetuning": None,
