@@ -321,7 +321,7 @@ def nerfstudio_rays(model, c2w):
     """Rays of nerfstudio's cameras through the centres of a student's cells."""
     h, w = model.sampler.grid.tolist()
     cameras = pinhole_cameras(torch.from_numpy(c2w[None, :3]), model.focal, *model.size)
-    return rays_at(cameras, torch.zeros(1, dtype=torch.long), cell_centres(h, w, (model.upscale,) * 2)[None])
+    return rays_at(cameras, torch.zeros(1, dtype=torch.long), cell_centres(h, w, (model.upscale, model.upscale))[None])
 
 
 def write_both(model, folder, outputs="rgb"):

@@ -1,4 +1,4 @@
-"""A process of its own for test_plugin.py: nerfstudio alone, then our methods beside it, with packages broken."""
+"""Started by test_plugin.py: imports nerfstudio alone, then our methods, then both with broken packages."""
 
 import contextlib
 import importlib.metadata
@@ -8,19 +8,20 @@ import sys
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 
-OPTIONAL = ["onnx", "onnxruntime", "coremltools", "ml_dtypes", "wandb", "comet_ml"]
+EXTRAS = ["onnx", "onnxruntime", "onnxslim", "coremltools", "ml_dtypes"]
+OPTIONAL = [*EXTRAS, "wandb", "comet_ml"]
 FAILURES = {"missing": None, "ImportError": ImportError, "OSError": OSError, "RuntimeError": RuntimeError}
 GROUP, NOWHERE = "nerfstudio.method_configs", {"group": "nowhere"}
 
 
 class Breaker(Loader):
-    """A meta path finder that finds named packages, which then fail at import."""
+    """A meta path finder whose packages fail at import."""
 
     def __init__(self):
         self.packages, self.error = set(), RuntimeError
 
     def find_spec(self, name, path=None, target=None):
-        """Finds the broken packages, and leaves the others to Python."""
+        """Finds the broken packages only."""
         return ModuleSpec(name, self) if name in self.packages else None
 
     def exec_module(self, module):
@@ -29,20 +30,20 @@ class Breaker(Loader):
 
 
 def forget(*packages) -> None:
-    """Takes packages out of sys.modules, submodules included."""
+    """Removes packages and their submodules from sys.modules."""
     for name in [name for name in sys.modules if name.split(".")[0] in packages]:
         del sys.modules[name]
 
 
 def load_methods(names) -> list:
-    """Our method's names, as nerfstudio's discovery finds them."""
+    """Names of our methods that nerfstudio's discovery finds."""
     from nerfstudio.plugins.registry import discover_methods
 
     return sorted(set(discover_methods()[0]) & set(names))
 
 
 def export(target: str, precision: str) -> str:
-    """What ns-export-mobiler2l ends with, for a run that is not there."""
+    """The error of ns-export-mobiler2l for a missing run."""
     from mobiler2l_ns.export import command as module
 
     sys.argv = ["ns-export-mobiler2l", "--load-config", "nowhere/config.yml", "--output-dir", "out",
@@ -77,7 +78,7 @@ def main() -> None:
                 sys.modules[package] = None
             with contextlib.redirect_stdout(io.StringIO()):
                 methods[f"{package} {failure}"] = load_methods(names)
-                if package in OPTIONAL[:4]:
+                if package in EXTRAS:
                     target = "coreml" if package == "coremltools" else "onnx"
                     sentences[f"{package} {failure}"] = export(target, "int8" if package == "ml_dtypes" else "fp32")
     print(json.dumps({"names": sorted(names), "added": sorted(added), "methods": methods, "sentences": sentences}))

@@ -13,7 +13,7 @@ from mobiler2l_ns.export.onnx_files import intrinsics
 from mobiler2l_ns.export.pose_graph import OUTPUT_NAMES, PoseToImage
 from mobiler2l_ns.student.viewing_range import viewing_range
 
-INSTALL = "uv pip install --python .venv/bin/python 'mobiler2l-ns[coreml]'"
+INSTALL = "uv pip install 'mobiler2l-ns[coreml]'"
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def test_the_package_is_as_meant(package):
 def test_the_camera_travels_along(package, ct):
     model, path = package
     metadata = ct.utils.load_spec(str(path)).description.metadata
-    facts = {name: str(value) for name, value in intrinsics(model).items()}
-    assert facts.items() <= dict(metadata.userDefined).items()
+    camera = {name: str(value) for name, value in intrinsics(model).to_dict().items()}
+    assert camera.items() <= dict(metadata.userDefined).items()
     assert "light field" in metadata.shortDescription and not metadata.author
 
 
@@ -99,7 +99,7 @@ def test_float16_codes_would_be_worse(ct, monkeypatch, tmp_path):
 def test_wrong_packages_are_refused(ct, tmp_path):
     model = make_student()
     write_coreml_files(model, tmp_path, "x")
-    with pytest.raises(UserError, match="x.mlpackage does not take and give"):
+    with pytest.raises(UserError, match="x.mlpackage does not have the inputs and outputs"):
         check_coreml(tmp_path / "x.mlpackage", make_student({**STUDENT_CAMERA, "height": 64}))
     weights = tmp_path / "x.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
     weights.write_bytes(weights.read_bytes() * 3)

@@ -1,205 +1,224 @@
-"""``ns-export-mobiler2l``: a trained student as verified files for every place where people look, with a report."""
+"""The command ``ns-export-mobiler2l``: writes a trained student as verified files, with a report."""
 
 import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, Literal, Optional, Tuple
+from typing import TYPE_CHECKING, Dict, Literal, NamedTuple, Optional, Tuple, cast
 
-import torch
 import tyro
+from nerfstudio.utils.rich_utils import CONSOLE
 
+from mobiler2l_ns.checkpoints import load_model, read_config
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.export.comparison import Comparison, compare
+from mobiler2l_ns.export.coreml_files import check_coreml, coreml_name, import_coremltools, write_coreml_files
+from mobiler2l_ns.export.onnx_files import OPSETS, check_size, write_onnx_files
 from mobiler2l_ns.export.optional import require
-from mobiler2l_ns.export.output_folder import REPORT, files_of, move_into_place, replaceable_files, staging_folder
+from mobiler2l_ns.export.output_folder import (
+    REPORT,
+    check_output_dir,
+    explain_write_errors,
+    files_of,
+    move_into_place,
+    staging_folder,
+)
 from mobiler2l_ns.export.pose_graph import OUTPUT_NAMES
 from mobiler2l_ns.export.precision import Precision
+from mobiler2l_ns.export.report import print_table, report_dict
+from mobiler2l_ns.export.snap_files import check_budget, lens_bytes, write_snap_files
+from mobiler2l_ns.export.snap_operators import backend_table
+from mobiler2l_ns.export.truth import Truth, compute_truth
+from mobiler2l_ns.export.verification import (
+    FileFigures,
+    check_parity,
+    verify_graph,
+    verify_onnx,
+    verify_snap,
+)
+from mobiler2l_ns.export.web_files import MODEL, check_web_options, write_web_files
+from mobiler2l_ns.model import MobileR2LModel, MobileR2LModelConfig
 from mobiler2l_ns.student.network import Outputs
+from mobiler2l_ns.student.viewing_range import viewing_range
+from mobiler2l_ns.training.progress import stages
+
+if TYPE_CHECKING:
+    import nerfstudio.engine.trainer
 
 Target = Literal["onnx", "snap", "web", "coreml"]
-Begin = Callable[[], None]  # tells the bar that the next stage begins
-LARGEST_LOSS = 0.3  # dB against photos; a file of fewer bits that loses more is reported as such
+COMPARISON = "comparison.png"
+MAX_PRECISION_LOSS = 0.3  # dB of PSNR against photos; a larger loss by fp16 or int8 is reported
 _NUM_VERIFIED_POSES = 2
+
+
+class TrainedStudent(NamedTuple):
+    """A student of a finished or running training."""
+
+    config: "nerfstudio.engine.trainer.TrainerConfig"
+    model: MobileR2LModel
+    """On the CPU, in eval mode."""
+    step: int
+    """Training step of the weights."""
 
 
 @dataclass
 class ExportMobileR2L:
-    """Exports a trained student, checks each file against torch, and compares pictures with the photos."""
+    """Exports a trained student, compares each file with torch, and compares renders with held-out photos."""
 
     load_config: Path
-    """The student's config.yml, or its folder."""
+    """config.yml of the student's run, or the folder that has it."""
     output_dir: Path
-    """Folder for the files, one folder a target in it; made if it is not there."""
+    """Folder for the files, with a folder for each target. It must be empty or missing, see --overwrite."""
     targets: Tuple[Target, ...] = ("onnx", "snap")
-    """onnx: onnxruntime and everything that reads ONNX. snap: Lens Studio. web: a page that renders in the browser.
-    coreml: an .mlpackage (needs coremltools)."""
+    """onnx: files for onnxruntime and other ONNX runtimes. snap: files for Lens Studio. web: a page that renders in
+    the browser. coreml: an .mlpackage for iPhone and Mac (needs coremltools)."""
     precision: Precision = "fp32"
-    """Of the network in onnx/pipeline.onnx and the web page. int8 is calibrated on poses of the capture."""
+    """Number format of the network in onnx/pipeline.onnx and in the web page. int8 is calibrated on poses of the
+    capture's range; the web page does not have it."""
     outputs: Outputs = "rgb"
-    """What the networks for onnxruntime, Lens Studio and CoreML return: rgb, and alpha and depth of a student that has
-    them. The web page shows colours."""
+    """Outputs of the files in onnx, snap and coreml. rgb: colours; rgba: and alpha; rgbad: and depth, as far as the
+    student has them. The web page shows colours."""
     opset: int = 20
-    """Opset of onnx/pipeline.onnx; the other ONNX files have 11, the web page's 20."""
+    """ONNX opset of onnx/pipeline.onnx, 11 to 20. The web page's file has 20, all other ONNX files have 11."""
     ort_dist: Optional[Path] = None
-    """The dist folder of npm's onnxruntime-web: the web page then works offline."""
+    """The dist folder of the npm package onnxruntime-web, copied into the web page so that it works offline."""
     num_views: int = 4
-    """Photos to render again and compare; 0 skips that and needs no data set."""
+    """Number of held-out photos to render and compare. 0: no comparison, and no data set is needed."""
     overwrite: bool = False
-    """Replace what the folder holds of another export, and write beside files that are not ours."""
+    """Replace the export in output_dir. A folder with any other file in it is never replaced."""
 
     def main(self) -> None:
-        """Exports and says what to do next."""
+        """Exports, and prints how to use the files."""
         self.export()
-        from nerfstudio.utils.rich_utils import CONSOLE
-
         hints = [f"Next: look at the student with `ns-viewer --load-config {self.load_config}`."]
         hints += [_HINTS[target].format(folder=self.output_dir / target) for target in self.targets]
         CONSOLE.print("\n".join(hints))
 
-    def export(self, student: Optional[Tuple[torch.nn.Module, int]] = None) -> Dict[str, object]:
-        """Writes and verifies everything; until it is verified, nothing in output_dir changes.
+    def export(self, student: Optional[Tuple[MobileR2LModel, int]] = None) -> Dict[str, object]:
+        """Writes and verifies all files. output_dir changes only after every file has passed.
 
         Args:
-            student: The run's model on the CPU in eval mode, and its step, where it is at hand; left out: its newest
-                checkpoint is loaded.
+            student: The run's model on the CPU in eval mode, and its step. None: the newest checkpoint is loaded.
 
         Returns:
             The content of report.json.
 
         Raises:
-            UserError: The run is no trained student, too large or without what was asked for; a file differs from it;
-                or output_dir cannot be written.
+            UserError: The run is not a trained student, is too large or lacks an output; an option is wrong; a file
+                differs from torch; or output_dir cannot be written.
         """
-        from mobiler2l_ns.export.verification import check_parity, print_table
-
         config_path = self.load_config / "config.yml" if self.load_config.is_dir() else self.load_config
         config_path = config_path.resolve()
-        output_dir = self.output_dir.expanduser().resolve()  # beside the real folder: renames must not cross disks
+        # Resolved, so that the staging folder is on the same disk and can be renamed.
+        output_dir = self.output_dir.expanduser().resolve()
         self._check_options()
         config, model, step = load_student(config_path, student)
         self._check_student(model, config_path)
-        try:
-            ours = replaceable_files(output_dir, config_path, self.overwrite)
-            with staging_folder(output_dir) as staging:
-                files = self._write_and_verify(model, config, staging)
-                check_parity(files, output_dir)
-                run = {"config": str(config_path), "step": step, "method": config.method_name}
-                report = {"run": run, **_figures(model, files, config_path), **self._pictures(config, model, staging)}
+        check_output_dir(output_dir, self.overwrite)
+        with staging_folder(output_dir) as staging:
+            figures = self._write_and_verify(model, config.experiment_name or "scene", staging, output_dir)
+            check_parity(figures, output_dir)
+            report = report_dict(config_path, config.method_name, step, model, figures)
+            comparison = self._compare(config, model, staging)
+            if comparison is not None:
+                report.update(comparison.to_dict())
+            with explain_write_errors(output_dir):
+                if comparison is not None:
+                    comparison.sheet.save(staging / COMPARISON)
                 report["files"] = sorted(files_of(staging) | {REPORT})
                 (staging / REPORT).write_text(json.dumps(report, indent=2) + "\n")
-                move_into_place(staging, output_dir, ours)
-        except OSError as error:
-            raise UserError(f"{output_dir} cannot be written ({error}): pass another --output-dir.") from None
-        print_table(report, files)
+                move_into_place(staging, output_dir)
+        print_table(model, figures)
         return report
 
     def _check_options(self) -> None:
-        from mobiler2l_ns.export.onnx_files import OPSETS
-
         if not self.targets:
             raise UserError("there is nothing to export: name at least one of onnx, snap, web and coreml as --targets.")
         if self.opset not in OPSETS:
             raise UserError(f"--opset {self.opset} cannot be written: pass one from {OPSETS[0]} to {OPSETS[-1]}.")
         if set(self.targets) - {"coreml"}:
-            for package in ("onnx", "onnxruntime", *(["ml_dtypes"] if self.precision == "int8" else [])):
+            for package in ("onnx", "onnxruntime", "ml_dtypes", "onnxslim"):  # ml_dtypes: for onnxslim and int8
                 require(package)
         if "coreml" in self.targets:
-            from mobiler2l_ns.export.coreml_files import import_coremltools
-
             import_coremltools()
         if "web" in self.targets:
-            from mobiler2l_ns.export.web_files import check_web_options
-
             check_web_options(self.precision, self.ort_dist)
         elif self.ort_dist is not None:
             raise UserError("--ort-dist is for the web page: add web to --targets.")
 
-    def _check_student(self, model, config_path: Path) -> None:
-        from mobiler2l_ns.export.onnx_files import check_size
-
+    def _check_student(self, model: MobileR2LModel, config_path: Path) -> None:
         check_size(model)
         if len(self.outputs) > model.network.config.out_channels:
             missing = " and ".join(OUTPUT_NAMES[self.outputs][1:])
             raise UserError(f"{config_path} has a student without {missing}: pass --outputs rgb.")
 
-    def _write_and_verify(self, model, config, folder: Path) -> Dict[str, dict]:
-        """Fills a folder and returns the figures of each file, by its path in the folder."""
-        from mobiler2l_ns.export.verification import compute_truth
-        from mobiler2l_ns.student.viewing_range import viewing_range
-        from mobiler2l_ns.training.progress import stages
-
-        scene = config.experiment_name or "scene"
-        targets, entries = dict.fromkeys(self.targets), {}
+    def _write_and_verify(
+        self, model: MobileR2LModel, scene: str, staging: Path, output_dir: Path
+    ) -> Dict[str, FileFigures]:
+        """Fills the staging folder and returns the figures of each file, by its path in the folder."""
+        targets, figures = dict.fromkeys(self.targets), {}
         with stages(1 + 2 * len(targets)) as begin:
-            begin("Rendering in torch, to compare with")
+            begin("Rendering in torch for the comparison")
             truth = compute_truth(model, viewing_range(model).sample(_NUM_VERIFIED_POSES, seed=1))
             for target in targets:
-                (folder / target).mkdir()
+                folder = staging / target
                 begin(f"Writing {target}")
-                begin_verifying = partial(begin, f"Verifying {target}")
-                figures = getattr(self, f"_export_{target}")(model, truth, folder / target, scene, begin_verifying)
-                entries.update({f"{target}/{name}": entry for name, entry in figures.items()})
-        return entries
+                with explain_write_errors(output_dir):
+                    folder.mkdir()
+                    self._write(target, model, folder, scene)
+                begin(f"Verifying {target}")
+                found = self._verify(target, model, truth, folder, scene)
+                figures.update({f"{target}/{name}": file for name, file in found.items()})
+        return figures
 
-    def _export_onnx(self, model, truth, folder: Path, scene: str, begin_verifying: Begin) -> Dict[str, dict]:
-        from mobiler2l_ns.export.onnx_files import write_onnx_files
-        from mobiler2l_ns.export.verification import verify_onnx
+    def _write(self, target: Target, model: MobileR2LModel, folder: Path, scene: str) -> None:
+        if target == "onnx":
+            write_onnx_files(model, folder, self.outputs, self.precision, self.opset)
+        elif target == "snap":
+            write_snap_files(model, folder, scene, self.outputs)
+        elif target == "web":
+            write_web_files(model, folder, scene, self.precision, self.ort_dist)
+        else:
+            write_coreml_files(model, folder, scene, self.outputs)
 
-        write_onnx_files(model, folder, self.outputs, self.precision, self.opset)
-        begin_verifying()
-        return verify_onnx(model, truth, folder, self.outputs, self.precision)
-
-    def _export_snap(self, model, truth, folder: Path, scene: str, begin_verifying: Begin) -> Dict[str, dict]:
-        from nerfstudio.utils.rich_utils import CONSOLE
-
-        from mobiler2l_ns.export.snap_files import check_budget, lens_bytes, write_snap_files
-        from mobiler2l_ns.export.snap_operators import backend_table
-        from mobiler2l_ns.export.verification import verify_snap
-
-        write_snap_files(model, folder, scene, self.outputs)
-        begin_verifying()
-        entries = verify_snap(model, truth, folder, scene, self.outputs)
-        CONSOLE.print(backend_table(sorted(folder.glob("*.onnx"))))
-        if warning := check_budget(lens_bytes(folder)):
-            CONSOLE.print(warning)
-        return entries
-
-    def _export_web(self, model, truth, folder: Path, scene: str, begin_verifying: Begin) -> Dict[str, dict]:
-        from mobiler2l_ns.export.verification import verify_graph
-        from mobiler2l_ns.export.web_files import MODEL, write_web_files
-
-        write_web_files(model, folder, scene, self.precision, self.ort_dist)
-        begin_verifying()
-        return {MODEL: verify_graph(model, truth, folder / MODEL, self.precision)}
-
-    def _export_coreml(self, model, truth, folder: Path, scene: str, begin_verifying: Begin) -> Dict[str, dict]:
-        from mobiler2l_ns.export.coreml_files import check_coreml, coreml_name, write_coreml_files
-
-        write_coreml_files(model, folder, scene, self.outputs)
-        begin_verifying()
+    def _verify(
+        self, target: Target, model: MobileR2LModel, truth: Truth, folder: Path, scene: str
+    ) -> Dict[str, FileFigures]:
+        """Figures by the file's name in the target's folder."""
+        if target == "onnx":
+            return verify_onnx(model, truth, folder, self.outputs, self.precision)
+        if target == "snap":
+            figures = verify_snap(model, truth, folder, scene, self.outputs)
+            CONSOLE.print(backend_table(sorted(folder.glob("*.onnx"))))
+            if warning := check_budget(lens_bytes(folder)):
+                CONSOLE.print(warning)
+            return figures
+        if target == "web":
+            return {MODEL: verify_graph(model, truth, folder / MODEL, self.precision)}
         package = folder / coreml_name(scene)
         check_coreml(package, model, self.outputs)
-        return {package.name: {"size_bytes": sum(path.stat().st_size for path in package.rglob("*") if path.is_file())}}
+        return {
+            package.name: FileFigures(size_bytes=sum((package / name).stat().st_size for name in files_of(package)))
+        }
 
-    def _pictures(self, config, model, folder: Path) -> dict:
-        """Scores of the exported files against the run's photos; empty where the data set is out of reach."""
+    def _compare(
+        self, config: "nerfstudio.engine.trainer.TrainerConfig", model: MobileR2LModel, folder: Path
+    ) -> Optional[Comparison]:
+        """The comparison with held-out photos; None where they are not wanted or cannot be read."""
         if self.num_views <= 0:
-            return {}
-        from mobiler2l_ns.export.comparison import compare
-
+            return None
         try:
-            scores = compare(config, model, folder, self.num_views)
+            comparison = compare(config, model, folder, self.num_views)
         except UserError as error:
             print(f"No comparison with photos: {error}")
-            return {}
-        loss = scores.get("precision_loss_db", 0.0)
-        if loss > LARGEST_LOSS:
-            print(f"onnx/pipeline.onnx loses {loss:.2f} dB to {self.precision}: --precision fp32 would not.")
-        return scores
+            return None
+        loss = comparison.precision_loss_db or 0.0
+        if loss > MAX_PRECISION_LOSS:
+            print(f"onnx/pipeline.onnx loses {loss:.2f} dB in {self.precision}: --precision fp32 avoids this.")
+        return comparison
 
 
 _HINTS = {
-    "onnx": "Render it in Python with `mobiler2l_ns.runtime.Renderer('{folder}').render(c2w)`, with numpy and "
+    "onnx": "Render it in Python with `mobiler2l_ns.runtime.Renderer('{folder}').render(c2w)`; this needs numpy and "
     "onnxruntime alone.",
     "snap": "For a Lens, follow docs/lens-studio.md with {folder}.",
     "web": "For the browser, run `python -m http.server --directory {folder}` and open http://localhost:8000.",
@@ -213,21 +232,16 @@ def entrypoint() -> None:
     tyro.cli(tyro.conf.FlagConversionOff[ExportMobileR2L]).main()
 
 
-def load_student(
-    config_path: Path, student: Optional[Tuple[torch.nn.Module, int]] = None
-) -> Tuple[object, torch.nn.Module, int]:
-    """A trained student's config, its model on the CPU, and the step of its checkpoint.
+def load_student(config_path: Path, student: Optional[Tuple[MobileR2LModel, int]] = None) -> TrainedStudent:
+    """Loads a trained student on the CPU.
 
     Args:
         config_path: The run's config.yml.
-        student: Model and step, where they are at hand.
+        student: Model and step, if they need not be loaded.
 
     Raises:
-        UserError: The run is another method's, was never trained, or has weights that are no numbers.
+        UserError: The run is of another method, was never trained, or has weights that are NaN or infinite.
     """
-    from mobiler2l_ns.checkpoints import load_model, read_config
-    from mobiler2l_ns.model import MobileR2LModelConfig
-
     config = read_config(config_path)
     if not isinstance(config.pipeline.model, MobileR2LModelConfig):
         raise UserError(
@@ -235,36 +249,12 @@ def load_student(
             "ns-train mobiler2l."
         )
     model, step = student or load_model(config_path, "cpu")
+    model = cast(MobileR2LModel, model)
     sampler = model.sampler
-    has_camera = bool((sampler.grid > 0).all()) and float(sampler.focal) > 0 and sampler.near < sampler.far
+    has_camera = bool((sampler.grid > 0).all()) and float(sampler.focal) > 0 and bool(sampler.near < sampler.far)
     if not has_camera:
-        raise UserError(f"{config_path} has a student that never saw a camera: train it first with ns-train.")
-    # Batch norm's running statistics are no parameters but travel into the files too.
+        raise UserError(f"{config_path} has a student without a camera: train it first with ns-train.")
+    # The state dict has batch norm's running statistics too, which are not parameters but are exported.
     if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
         raise UserError(f"{config_path} has weights that are NaN or infinite: train again with smaller learning rates.")
-    return config, model, step
-
-
-def _figures(model, files: Dict[str, dict], config_path: Path) -> dict:
-    """What report.json says about the student and each file."""
-    from mobiler2l_ns.student.network import count_macs, count_parameters
-
-    (h, w), (height, width) = model.sampler.grid.tolist(), model.size
-
-    def column(key: str) -> dict:
-        return {name: entry[key] for name, entry in files.items() if entry.get(key) is not None}
-
-    path = config_path.parent / "distillation.json"
-    distillation = json.loads(path.read_text()) if path.is_file() else {}
-    return {
-        "image": {"height": height, "width": width},
-        "grid": {"height": h, "width": w},
-        "params": count_parameters(model.network),
-        "gmac": count_macs(model.network, h, w) / 1e9,
-        "parity": {key: column(key) for key in ("max_abs", "mean_abs", "tolerance", "psnr")},
-        "size_bytes": column("size_bytes"),
-        "latency_ms": column("latency_ms"),
-        "operators": column("operators"),
-        "pool": distillation.get("pool"),
-        "finetuning": distillation.get("finetuning"),
-    }
+    return TrainedStudent(config, model, step)

@@ -20,15 +20,17 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 from torch import Tensor
 
-from mobiler2l_ns.cameras import student_rays, student_view
+from mobiler2l_ns.cameras import cell_centres, rays_at, student_rays
 from mobiler2l_ns.checkpoints import read_config
-from mobiler2l_ns.data.capture import check_cameras
-from mobiler2l_ns.data.photos import PhotoSet, load_photos
+from mobiler2l_ns.data.capture import PARSER_ERRORS, CaptureDataset, check_cameras
+from mobiler2l_ns.data.photos import load_photos
+from mobiler2l_ns.datamanager import DistillationDataManagerConfig
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.model import MobileR2LModel
 from mobiler2l_ns.runtime import Renderer
-from mobiler2l_ns.teacher.frozen import FrozenTeacher
+from mobiler2l_ns.teacher.frozen import TeacherConfig
 from mobiler2l_ns.teacher.kinds import CUDA_ONLY, is_a
+from mobiler2l_ns.teacher.teacher import Teacher
 from mobiler2l_ns.training.metrics import psnr, ssim
 
 if TYPE_CHECKING:
@@ -84,9 +86,9 @@ def compare(
     Raises:
         UserError: The data set or a photo cannot be read.
     """
-    photos = _held_out_photos(config, model, num_views)
+    photos = load_photos(held_out_dataset(config), *model.size, model.upscale, "cpu", limit=num_views)
     renderer = Renderer(folder, num_threads=torch.get_num_threads()) if (folder / "onnx").is_dir() else None
-    teacher = _load_teacher(getattr(config.pipeline.datamanager, "teacher", None))
+    teacher = _load_teacher(cast(DistillationDataManagerConfig, config.pipeline.datamanager).teacher)
     views, losses = [], []
     for camera, photo in track(photos, "Rendering held-out views", console=CONSOLE, transient=True):
         renders = {} if teacher is None else {"teacher": teacher.render(camera).cpu()}
@@ -117,42 +119,36 @@ def held_out_dataset(config: "nerfstudio.engine.trainer.TrainerConfig", split: s
     dataparser = cast(VanillaDataManagerConfig, config.pipeline.datamanager).dataparser
     try:
         outputs = dataparser.setup().get_dataparser_outputs(split=split)
-    except (OSError, KeyError, AssertionError, ValueError) as error:
+    except PARSER_ERRORS as error:
         raise UserError(
             f"the capture {dataparser.data} of this run cannot be read ({error}): restore it to compare with photos."
         ) from error
     check_cameras(outputs, dataparser.data)
-    return InputDataset(outputs)
+    return CaptureDataset(outputs)
 
 
-def _held_out_photos(
-    config: "nerfstudio.engine.trainer.TrainerConfig", model: MobileR2LModel, num_views: int
-) -> PhotoSet:
-    try:
-        return load_photos(held_out_dataset(config), *model.size, model.upscale, "cpu", limit=num_views)
-    except OSError as error:
-        raise UserError(
-            f"a photo of the capture cannot be read ({error}): restore it to compare with photos."
-        ) from error
-
-
-def _load_teacher(path: Optional[Path]) -> Optional[FrozenTeacher]:
-    if path is None or not Path(path).is_file():
-        CONSOLE.print("The teacher's run is missing: the comparison has no column for it.")
+def _load_teacher(teacher: TeacherConfig) -> Optional[Teacher]:
+    path = teacher.load_config
+    if path is None or not path.is_file():
+        CONSOLE.print("The teacher's run is missing: its column is left out.")
         return None
-    needs_cuda = is_a(read_config(Path(path)).pipeline.model._target, *CUDA_ONLY)
+    needs_cuda = is_a(read_config(path).pipeline.model._target, *CUDA_ONLY)
     if needs_cuda and not torch.cuda.is_available():
-        CONSOLE.print("The teacher needs CUDA to render: the comparison has no column for it.")
+        CONSOLE.print("The teacher needs CUDA to render: its column is left out.")
         return None
-    return FrozenTeacher(Path(path), "cuda" if needs_cuda else "cpu")
+    return teacher.setup("cuda" if needs_cuda else "cpu")
 
 
 def _render_files(renderer: Renderer, model: MobileR2LModel, camera: Cameras) -> Float[Tensor, "H W 3"]:
     """A photo's view through Embedder.onnx and MobileR2L.onnx.
 
-    Sampler.onnx describes an ideal pinhole. A photo's lens may differ, so the points come from the photo's camera.
+    Sampler.onnx describes an ideal pinhole. A photo's lens may differ, so the points come from the photo's camera. The
+    files have a fixed grid, which covers the photo even if its focal length is not the student's.
     """
-    rays_o, rays_d = student_rays(student_view(camera, model.focal, model.upscale).rays)
+    h, w = model.sampler.grid.tolist()
+    centres = cell_centres(h, w, (model.upscale, model.upscale), camera.device)
+    rays = rays_at(camera, torch.zeros(1, dtype=torch.long, device=camera.device), centres[None])
+    rays_o, rays_d = student_rays(rays)
     points = model.sampler.points(rays_o, rays_d).reshape(1, 1, -1, 3 * model.config.num_points)
     return torch.from_numpy(renderer.render_points(points.numpy()))
 

@@ -1,4 +1,4 @@
-"""The student for CoreML: one ML program from a camera pose to pictures, for Xcode and the Neural Engine.
+"""The file for CoreML: one ML program from a camera pose to images, for Xcode and the Neural Engine.
 
 h, w: ray grid; s: upscale factor::
 
@@ -9,6 +9,7 @@ import contextlib
 import io
 import warnings
 from pathlib import Path
+from typing import Any, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,25 +19,26 @@ from mobiler2l_ns.export.onnx_files import intrinsics
 from mobiler2l_ns.export.optional import require
 from mobiler2l_ns.export.pose_graph import OUTPUT_NAMES, PoseToImage
 from mobiler2l_ns.export.snap_files import safe_name
+from mobiler2l_ns.model import MobileR2LModel
 from mobiler2l_ns.student.network import Outputs
 
 _WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")
-_BLOB_OVERHEAD = 128  # bytes around each tensor of weight.bin: a header and its alignment
+_BLOB_OVERHEAD = 128  # bytes of header and alignment for each tensor in weight.bin
 
 
 def coreml_name(scene: str) -> str:
-    """Name of the package for a scene."""
+    """Name of a scene's package."""
     return f"{safe_name(scene)}.mlpackage"
 
 
-def write_coreml_files(model, folder: Path, scene: str, outputs: Outputs = "rgb") -> None:
+def write_coreml_files(model: MobileR2LModel, folder: Path, scene: str, outputs: Outputs = "rgb") -> None:
     """Writes SCENE.mlpackage: an ML program for iOS 16, macOS 13 and later.
 
     Args:
-        model: A trained MobileR2LModel on the CPU.
+        model: A trained student on the CPU.
         folder: An existing folder.
         scene: Name of the scene.
-        outputs: What comes out.
+        outputs: Outputs of the program.
 
     Raises:
         UserError: coremltools is not installed.
@@ -44,13 +46,14 @@ def write_coreml_files(model, folder: Path, scene: str, outputs: Outputs = "rgb"
     """
     with _quietly():
         package = convert(model, outputs)
-        package.short_description = "Camera-to-world pose (OpenGL axes) to a picture: a neural light field."
-        package.user_defined_metadata.update({name: str(value) for name, value in intrinsics(model).items()})
+        package.short_description = "Camera-to-world pose (OpenGL axes) to an image: a neural light field."
+        metadata = {name: str(value) for name, value in intrinsics(model).to_dict().items()}
+        package.user_defined_metadata.update(metadata)
         package.save(str(folder / coreml_name(scene)))
 
 
-def convert(model, outputs: Outputs):
-    """The coremltools MLModel of a student. It is not compiled, which only macOS can."""
+def convert(model: MobileR2LModel, outputs: Outputs) -> Any:
+    """The coremltools MLModel of a student. It is not compiled, because only macOS can do that."""
     ct = import_coremltools()
     module = PoseToImage(model.sampler, model.embedder, model.network, outputs).eval()
     pose = torch.eye(3, 4)[None]
@@ -66,11 +69,11 @@ def convert(model, outputs: Outputs):
     )
 
 
-def is_network(operation) -> bool:
-    """Whether an operation of an ML program comes after a convolution, or is one: the network, to be float16.
+def is_network(operation: Any) -> bool:
+    """Whether an operation of an ML program is a convolution or depends on one: it then computes in float16.
 
-    What comes before are points and codes. A code is the sine of up to 32 times a coordinate: float16 would lose its
-    phase.
+    All other operations compute points and codes, in float32. A code is the sine of up to 32 times a coordinate, whose
+    phase float16 cannot resolve.
     """
     seen, waiting = set(), [operation]
     while waiting:
@@ -85,17 +88,19 @@ def is_network(operation) -> bool:
     return False
 
 
-def check_coreml(path: Path, model, outputs: Outputs = "rgb") -> None:
-    """Raises UserError unless a package is what write_coreml_files means to write.
+def check_coreml(path: Path, model: MobileR2LModel, outputs: Outputs = "rgb") -> None:
+    """Checks a package: names, shapes and types of its inputs and outputs, number formats, and size of the weights.
 
-    Checked are names, shapes and types of what goes in and comes out, that points and codes are float32, that all of
-    the network and its weights are float16, and that the weights take the room of float16. Its numbers are not: only
-    macOS can run it.
+    Points and codes must be float32, the network and its weights float16. The package is not run, because only macOS
+    can do that.
 
     Args:
         path: The .mlpackage.
-        model: The student it was written from.
-        outputs: What should come out.
+        model: The student that it was written from.
+        outputs: Its outputs.
+
+    Raises:
+        UserError: The package differs.
     """
     ct = import_coremltools()
     with _quietly():
@@ -105,9 +110,9 @@ def check_coreml(path: Path, model, outputs: Outputs = "rgb") -> None:
     wanted.update({name: (1, 1, height, width) for name in OUTPUT_NAMES[outputs][1:]})
     arrays = {value.name: value.type.multiArrayType for value in (*spec.description.input, *spec.description.output)}
     if {name: tuple(array.shape) for name, array in arrays.items()} != wanted:
-        raise _mistake(path, f"does not take and give {wanted}")
+        raise _wrong_package(path, f"does not have the inputs and outputs {wanted}")
     if any(array.dataType != ct.proto.FeatureTypes_pb2.ArrayFeatureType.FLOAT32 for array in arrays.values()):
-        raise _mistake(path, "takes or gives something that is not float32")
+        raise _wrong_package(path, "has an input or output that is not float32")
     function = spec.mlProgram.functions["main"]
     operations = function.block_specializations[function.opset].operations
     _check_types(path, operations, ct.proto.MIL_pb2)
@@ -115,34 +120,38 @@ def check_coreml(path: Path, model, outputs: Outputs = "rgb") -> None:
     rays = 4 * h * w  # directions and a bias for each, float32
     size = (path / _WEIGHTS).stat().st_size
     if size > 2 * numbers + 4 * rays + _BLOB_OVERHEAD * len(operations):
-        raise _mistake(path, f"has {size} bytes of weights, too many for float16")
+        raise _wrong_package(path, f"has {size} bytes of weights, too many for float16")
 
 
-def _check_types(path: Path, operations, mil) -> None:
+def _check_types(path: Path, operations: Sequence[Any], mil: Any) -> None:
     types = {value.name: value.type.tensorType.dataType for operation in operations for value in operation.outputs}
     convolutions = [operation for operation in operations if operation.type == "conv"]
     for operation in convolutions:
         names = (operation.outputs[0].name, *(operation.inputs[key].arguments[0].name for key in ("x", "weight")))
         if any(types[name] != mil.FLOAT16 for name in names):
-            raise _mistake(path, f"has a convolution that is not float16 ({names[0]})")
+            raise _wrong_package(path, f"has a convolution that is not float16 ({names[0]})")
     for operation in operations:
         if operation.type in ("linear", "matmul", "sin", "cos") and types[operation.outputs[0].name] != mil.FLOAT32:
-            raise _mistake(path, f"has points or codes that are not float32 ({operation.outputs[0].name})")
+            raise _wrong_package(path, f"has points or codes that are not float32 ({operation.outputs[0].name})")
 
 
-def _mistake(path: Path, what: str) -> UserError:
-    return UserError(f"{path} {what}: export again, and report this if it stays.")
+def _wrong_package(path: Path, difference: str) -> UserError:
+    return UserError(f"{path} {difference}: export again, and report this if it stays.")
 
 
-def import_coremltools():
-    """The module coremltools, which is an extra and talkative; a UserError where it is missing."""
+def import_coremltools() -> Any:
+    """The module coremltools, without its messages.
+
+    Raises:
+        UserError: It cannot be imported.
+    """
     with _quietly():
         return require("coremltools")
 
 
 @contextlib.contextmanager
-def _quietly():
-    """Without coremltools' progress bars and warnings (about versions, and about what only macOS has)."""
+def _quietly() -> Iterator[None]:
+    """Suppresses coremltools' progress bars and its warnings about versions and features of macOS."""
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

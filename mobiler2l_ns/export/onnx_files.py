@@ -1,6 +1,6 @@
-"""The student for onnxruntime: the three files of the published method, and the whole of it as one graph.
+"""Files for onnxruntime: the three files of the published method, and the whole student as one graph.
 
-h, w: ray grid; s: upscale factor; K: points a ray; L: frequencies; B: any number of poses::
+h, w: ray grid; s: upscale factor; K: points of a ray; L: frequencies; B: any number of poses::
 
     c2w33 (1,1,3,3) \\
                       Sampler -> pts (1,1,hw,3K) -> Embedder -> embbrays (1,2L+1,hw,3K)
@@ -9,37 +9,84 @@ h, w: ray grid; s: upscale factor; K: points a ray; L: frequencies; B: any numbe
 
     c2w (B,3,4) -> pipeline -> rgb (B,3,sh,sw) in 0..1
 
-With alpha and depth MobileR2L has the outputs alpha and depth01 (1,1,sh,sw) too, the latter from 0 at near to 1 at far;
-pipeline has alpha and depth, z in world units.
+With alpha and depth, MobileR2L also has the outputs alpha and depth01 (1,1,sh,sw). depth01 is 0 at the near plane and 1
+at the far plane. pipeline also has alpha and depth, which is z in world units.
 """
 
-import copy
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Tuple
+from typing import TYPE_CHECKING, Dict, List, Optional, Tuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.onnx_graph import set_metadata, trace
 from mobiler2l_ns.export.pose_graph import OUTPUT_NAMES, PoseToImage
 from mobiler2l_ns.export.precision import Precision, quantize, with_matrix_body
+from mobiler2l_ns.model import MobileR2LModel
 from mobiler2l_ns.student.network import MobileR2LNetwork, Outputs
 from mobiler2l_ns.student.sampler import DepthRange
 from mobiler2l_ns.student.viewing_range import viewing_range
+
+if TYPE_CHECKING:
+    import onnx
 
 SAMPLER, EMBEDDER, NETWORK, PIPELINE = "Sampler.onnx", "Embedder.onnx", "MobileR2L.onnx", "pipeline.onnx"
 INTRINSICS = "intrinsics.json"
 NETWORK_OUTPUTS = {"rgb": ("output",), "rgba": ("output", "alpha"), "rgbad": ("output", "alpha", "depth01")}
 OPSETS = range(11, 21)  # from 20 on GELU is one operator
 NUM_CALIBRATION_POSES = 8
-MAX_CODES = 1 << 26  # numbers from Embedder to network: 0.27 GB, and twenty times that to verify them in float64
+MAX_CODES = 1 << 26  # codes of one image: 0.27 GB in float32, and about 5 GB for the verification in float64
 
 
-def check_size(model) -> None:
-    """Raises UserError where the codes of one picture are more than a host can be asked to pass around."""
+@dataclass(frozen=True)
+class Intrinsics:
+    """Camera and sampling of a student: first under the names of Snap's Lens template, then under plain names.
+
+    Lengths are in world units.
+    """
+
+    H: int
+    """Rows of the ray grid."""
+    W: int
+    """Columns of the ray grid."""
+    focal: float
+    """Focal length in cells of the ray grid."""
+    radius: float
+    """Distance from the camera to the middle of the depth range: (near + far) / 2 for a bounded scene, the middle of
+    1/z for an unbounded one. The template's orbit puts its camera there."""
+    near: float
+    far: float
+    n_sample: int
+    """K."""
+    multires: int
+    """L."""
+    image_height: int
+    image_width: int
+    image_focal: float
+    """Focal length in pixels."""
+    upscale: int
+    cam_angle: float
+    """Horizontal field of view, radians."""
+    output_scale: int
+    pose: str
+    """Convention of the poses."""
+    contraction_centre: Optional[List[float]] = None
+    """Centre of the cube outside of which the Sampler contracts points; None for a bounded scene."""
+    contraction_radius: Optional[float] = None
+    """Half the side of that cube."""
+
+    def to_dict(self) -> Dict[str, object]:
+        """The content of intrinsics.json: all values that the student has."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def check_size(model: MobileR2LModel) -> None:
+    """Raises UserError where one image has more codes than MAX_CODES."""
     (h, w), (height, width) = model.sampler.grid.tolist(), model.size
     codes = model.network.in_channels * h * w
     if codes > MAX_CODES:
@@ -51,14 +98,18 @@ def check_size(model) -> None:
 
 
 def write_onnx_files(
-    model, folder: Path, outputs: Outputs = "rgb", precision: Precision = "fp32", opset: int = OPSETS[-1]
+    model: MobileR2LModel,
+    folder: Path,
+    outputs: Outputs = "rgb",
+    precision: Precision = "fp32",
+    opset: int = OPSETS[-1],
 ) -> None:
     """Writes Sampler, Embedder, MobileR2L, pipeline and intrinsics.json.
 
     Args:
-        model: A trained MobileR2LModel on the CPU.
+        model: A trained student on the CPU.
         folder: An existing folder.
-        outputs: What MobileR2L and pipeline return.
+        outputs: Outputs of MobileR2L and pipeline.
         precision: Of the network in pipeline.onnx.
         opset: Of pipeline.onnx.
 
@@ -73,8 +124,8 @@ def write_onnx_files(
     write_graphs(graphs, intrinsics(model), folder)
 
 
-def trace_front(model) -> Dict[str, object]:
-    """ModelProtos of Sampler and Embedder, by file name: opset 11 and static shapes."""
+def trace_front(model: MobileR2LModel) -> Dict[str, "onnx.ModelProto"]:
+    """Graphs of Sampler and Embedder by file name: opset 11 and fixed shapes."""
     h, w = model.sampler.grid.tolist()
     points = torch.zeros(1, 1, h * w, 3 * model.sampler.num_points)
     pose = (torch.eye(3)[None, None], torch.zeros(1, 1, 1, 3))
@@ -84,39 +135,49 @@ def trace_front(model) -> Dict[str, object]:
     }
 
 
-def trace_network(model, network: MobileR2LNetwork, outputs: Outputs = "rgb"):
-    """The ModelProto of a student's network, or of another one for the same codes: opset 11 and static shapes."""
+def trace_network(model: MobileR2LModel, network: MobileR2LNetwork, outputs: Outputs = "rgb") -> "onnx.ModelProto":
+    """The graph of a student's network, or of another network with the same input: opset 11 and fixed shapes."""
     codes = torch.zeros(1, model.network.in_channels, *model.sampler.grid.tolist())
     return trace(SeparateHeads(network, outputs).eval(), (codes,), ["input"], NETWORK_OUTPUTS[outputs])
 
 
 class SeparateHeads(nn.Module):
-    """A network whose last layer is a layer for the colours, one for alpha and one for depth, as far as asked for.
+    """A network with a last layer each for colours, alpha and depth.
 
-    A host gets a picture from each output, and none of them has to be cut from another: SnapML's NPU cannot slice.
+    Each output of the file is then an image of its own. SnapML's NPU could not slice them out of one output.
 
     Args:
-        network: Copied.
-        outputs: Which channels come out.
+        network: Its layers are used, not copied.
+        outputs: Outputs of the module.
     """
 
     def __init__(self, network: MobileR2LNetwork, outputs: Outputs):
         super().__init__()
-        self.network = copy.deepcopy(network)
-        tail, self.network.tail = self.network.tail[0], nn.Identity()
-        self.heads = nn.ModuleList()
+        self.network, self.heads = network, nn.ModuleList()
+        weight, bias = network.tail[0].state_dict().values()
         for channels in (slice(0, 3), slice(3, 4), slice(4, 5))[: len(NETWORK_OUTPUTS[outputs])]:
-            head = copy.deepcopy(tail)
-            head.weight.data, head.bias.data = tail.weight.data[channels], tail.bias.data[channels]
+            head = nn.Conv2d(weight.shape[1], len(weight[channels]), 1)
+            head.load_state_dict({"weight": weight[channels], "bias": bias[channels]})
             self.heads.append(nn.Sequential(head, nn.Sigmoid()))
 
-    def forward(self, codes: Tensor) -> Tuple[Tensor, ...]:
-        features = self.network(codes)
+    def forward(self, codes: Float[Tensor, "B C h w"]) -> Tuple[Float[Tensor, "B _ H W"], ...]:
+        x = self.network.head(codes)
+        features = self.network.super_resolution(self.network.body(x) + x)
         return tuple(head(features) for head in self.heads)
 
 
-def trace_pipeline(model, outputs: Outputs, precision: Precision, opset: int, any_batch: bool = True):
-    """The ModelProto from poses to pictures."""
+def trace_pipeline(
+    model: MobileR2LModel, outputs: Outputs, precision: Precision, opset: int, any_batch: bool = True
+) -> "onnx.ModelProto":
+    """The graph from poses to images.
+
+    Args:
+        model: A trained student on the CPU.
+        outputs: Outputs of the graph.
+        precision: Of the network.
+        opset: 11 to 20.
+        any_batch: Take any number of poses; False: one pose.
+    """
     dtype = torch.float16 if precision == "fp16" else torch.float32
     module = PoseToImage(model.sampler, model.embedder, model.network, outputs, dtype).eval()
     poses = viewing_range(model).sample(NUM_CALIBRATION_POSES)
@@ -126,43 +187,36 @@ def trace_pipeline(model, outputs: Outputs, precision: Precision, opset: int, an
     return quantize(graph, poses.numpy()) if precision == "int8" else graph
 
 
-def write_graphs(graphs: Dict[str, object], facts: Dict[str, object], folder: Path) -> None:
-    """Writes ModelProtos, with the camera's facts in their metadata and beside them."""
+def write_graphs(graphs: Dict[str, "onnx.ModelProto"], camera: Intrinsics, folder: Path) -> None:
+    """Writes graphs by file name. The camera is written into their metadata and into intrinsics.json."""
     for name, graph in graphs.items():
-        set_metadata(graph, facts)
+        set_metadata(graph, camera.to_dict())
         (folder / name).write_bytes(graph.SerializeToString())
-    (folder / INTRINSICS).write_text(json.dumps(facts, indent=2) + "\n")
+    (folder / INTRINSICS).write_text(json.dumps(camera.to_dict(), indent=2) + "\n")
 
 
-def intrinsics(model) -> Dict[str, object]:
-    """Camera and sampling facts, under the names of Snap's Lens template and then under plain ones.
-
-    ``H``, ``W`` and ``focal`` are those of the ray grid. ``radius`` is the distance from the camera to the middle of
-    the content, (near + far) / 2: where the template's orbit puts its camera. Lengths are in world units. An unbounded
-    student's middle is that of 1/z, and its facts name the cube outside of which its Sampler contracts points.
-    """
+def intrinsics(model: MobileR2LModel) -> Intrinsics:
+    """Camera and sampling of a student."""
     sampler = model.sampler
     h, w = sampler.grid.tolist()
-    near, far = float(sampler.near), float(sampler.far)
     height, width = model.size
-    contraction = {}
-    if sampler.unbounded:
-        contraction = {"contraction_centre": sampler.centre.tolist(), "contraction_radius": float(sampler.radius)}
-    return {
-        "H": h,
-        "W": w,
-        "focal": float(sampler.focal),
-        "radius": DepthRange(near, far, sampler.unbounded).denormalize(0.5),
-        "near": near,
-        "far": far,
-        "n_sample": sampler.num_points,
-        "multires": model.embedder.num_frequencies,
-        "image_height": height,
-        "image_width": width,
-        "image_focal": model.focal,
-        "upscale": model.upscale,
-        "cam_angle": 2 * math.atan(width / 2 / model.focal),  # horizontal field of view, radians
-        "output_scale": 255,
-        "pose": "camera-to-world, OpenGL axes (x right, y up, looking down -z), in the run's own normalised world",
-        **contraction,
-    }
+    near, far = float(sampler.near), float(sampler.far)
+    return Intrinsics(
+        H=h,
+        W=w,
+        focal=float(sampler.focal),
+        radius=float(DepthRange(near, far, sampler.unbounded).denormalize(0.5)),
+        near=near,
+        far=far,
+        n_sample=sampler.num_points,
+        multires=model.embedder.num_frequencies,
+        image_height=height,
+        image_width=width,
+        image_focal=model.focal,
+        upscale=model.upscale,
+        cam_angle=2 * math.atan(width / 2 / model.focal),
+        output_scale=255,
+        pose="camera-to-world, OpenGL axes (x right, y up, looking down -z), in the run's own normalised world",
+        contraction_centre=sampler.centre.tolist() if sampler.unbounded else None,
+        contraction_radius=float(sampler.radius) if sampler.unbounded else None,
+    )

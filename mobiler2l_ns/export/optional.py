@@ -1,6 +1,6 @@
-"""Packages that only an export needs: imported when it runs, and missed in one sentence.
+"""Packages of the extras ``export`` and ``coreml``: imported when an export needs them.
 
-A package may also be there and be broken: a wheel for another processor or numpy fails at import with nearly anything.
+An installed package may also be broken. A wheel for another processor or numpy fails at import with nearly any error.
 """
 
 import importlib
@@ -8,22 +8,26 @@ from types import ModuleType
 
 from mobiler2l_ns.errors import UserError
 
-# nerfstudio pins protobuf <= 3.20.3, which newer onnx releases refuse.
-_REQUIREMENTS = {
-    "onnx": "'onnx<1.18'",
-    "onnxruntime": "onnxruntime",
-    "ml_dtypes": "ml-dtypes",
-    "coremltools": "'mobiler2l-ns[coreml]'",
+_EXTRAS = {
+    "onnx": "export",
+    "onnxruntime": "export",
+    "onnxslim": "export",
+    "ml_dtypes": "export",
+    "coremltools": "coreml",
 }
 
 
 def require(name: str) -> ModuleType:
-    """Imports a package of the export; a UserError with the command that installs it where that fails."""
+    """Imports a package of an extra.
+
+    Raises:
+        UserError: The package cannot be imported; the message has the command that installs it.
+    """
     try:
         return importlib.import_module(name)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
             f"this export needs {name}, which cannot be imported ({reason}): install it with "
-            f"`uv pip install --python .venv/bin/python {_REQUIREMENTS[name]}`."
+            f"`uv pip install 'mobiler2l-ns[{_EXTRAS[name]}]'`, or in a checkout with `bash scripts/setup.sh`."
         ) from None

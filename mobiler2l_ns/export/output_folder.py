@@ -1,7 +1,4 @@
-"""An export's folder: all of it is there, or what was there before is.
-
-report.json lists the files beside it, so that a later export of the same run knows what it may replace.
-"""
+"""The output folder of an export: written beside its place and renamed into it, so that it is never half-written."""
 
 import json
 import os
@@ -16,41 +13,62 @@ REPORT = "report.json"
 
 
 def files_of(folder: Path) -> Set[str]:
-    """All files below a folder, relative to it."""
+    """Paths of all files below a folder, relative to it."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
 
 
-def replaceable_files(output_dir: Path, config_path: Path, overwrite: bool) -> Set[str]:
-    """What an earlier export wrote into output_dir.
+def check_output_dir(output_dir: Path, overwrite: bool) -> None:
+    """Checks that an export may be written to a folder.
 
     Args:
-        output_dir: Where the next export goes; need not exist.
-        config_path: The run that it is of.
-        overwrite: Accept a folder with something else in it.
+        output_dir: The folder; it need not exist.
+        overwrite: Allow a folder that holds an export and nothing else.
 
     Raises:
-        UserError: output_dir is a file, or holds anything that is not an export of the same run.
+        UserError: output_dir is a file, or a folder that is not empty and may not be replaced.
     """
-    if not output_dir.exists():
-        return set()
-    if not output_dir.is_dir():
-        raise UserError(f"{output_dir} is a file: pass a folder as --output-dir.")
-    present, earlier = files_of(output_dir), _earlier_report(output_dir)
-    ours = present & set(earlier["files"]) if earlier else set()
-    same_run = earlier is not None and earlier["run"]["config"] == str(config_path)
-    if not overwrite and present and not (same_run and present == ours):
-        what = f"an export of {earlier['run']['config']}" if earlier and not same_run else "files of yours"
-        raise UserError(f"{output_dir} holds {what}: pass another --output-dir, or --overwrite True.")
-    return ours
+    with explain_write_errors(output_dir):
+        if not output_dir.exists():
+            return
+        if not output_dir.is_dir():
+            raise UserError(f"{output_dir} is a file: pass a folder as --output-dir.")
+        if not any(output_dir.iterdir()):
+            return
+        reported = _reported_files(output_dir)
+        if reported is None:
+            raise UserError(f"{output_dir} is not empty and holds no export: pass another --output-dir.")
+        others = sorted(files_of(output_dir) - reported)
+        if others:
+            raise UserError(
+                f"{output_dir} holds files that are not part of an export ({others[0]}): pass another --output-dir."
+            )
+        if not overwrite:
+            raise UserError(
+                f"{output_dir} holds an export: pass another --output-dir, or --overwrite True to replace it."
+            )
+
+
+def _reported_files(folder: Path) -> Optional[Set[str]]:
+    """The files that the report.json of an export lists, or None where there is no such report."""
+    try:
+        report = json.loads((folder / REPORT).read_text())
+        return {str(name) for name in report["files"]} if "config" in report["run"] else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 @contextmanager
 def staging_folder(output_dir: Path) -> Iterator[Path]:
-    """An empty folder beside output_dir, gone afterwards, as are parents that were made for nothing."""
+    """An empty folder beside output_dir; at the end it is removed with every parent that was created for it.
+
+    Raises:
+        UserError: The folder cannot be created.
+    """
     missing = [parent for parent in output_dir.parents if not parent.exists()]
     staging = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.writing")
     try:
-        staging.mkdir(parents=True)
+        with explain_write_errors(output_dir):
+            staging.mkdir(parents=True)
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -59,34 +77,33 @@ def staging_folder(output_dir: Path) -> Iterator[Path]:
                 parent.rmdir()
 
 
-def move_into_place(staging: Path, output_dir: Path, ours: Set[str]) -> None:
-    """Makes the staging folder the output folder.
+def move_into_place(staging: Path, output_dir: Path) -> None:
+    """Renames the staging folder to output_dir.
 
     Args:
         staging: A whole export, beside output_dir.
-        output_dir: Files in it that no export wrote stay, unless a name clashes.
-        ours: Those that an earlier export wrote.
+        output_dir: Removed where it exists, or restored where the renaming fails.
+
+    Raises:
+        OSError: A folder cannot be renamed.
     """
     if not output_dir.exists():
         staging.rename(output_dir)
         return
-    before = staging.with_name(staging.name + ".before")
-    output_dir.rename(before)
+    previous = staging.with_name(staging.name + ".previous")
+    output_dir.rename(previous)
     try:
         staging.rename(output_dir)
     except BaseException:
-        before.rename(output_dir)
+        previous.rename(output_dir)
         raise
-    for name in files_of(before) - ours - files_of(output_dir):
-        (output_dir / name).parent.mkdir(parents=True, exist_ok=True)
-        (before / name).rename(output_dir / name)
-    shutil.rmtree(before)
+    shutil.rmtree(previous)
 
 
-def _earlier_report(folder: Path) -> Optional[dict]:
-    """The report.json in a folder, or None where it is missing or not ours."""
+@contextmanager
+def explain_write_errors(output_dir: Path) -> Iterator[None]:
+    """Turns an OSError of the code inside, which writes to output_dir, into a UserError."""
     try:
-        report = json.loads((folder / REPORT).read_text())
-        return {"run": {"config": str(report["run"]["config"])}, "files": [str(name) for name in report["files"]]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        yield
+    except OSError as error:
+        raise UserError(f"{output_dir} cannot be written ({error}): pass another --output-dir.") from None

@@ -1,12 +1,14 @@
-"""What SnapML documents of its operators: which of its four backends runs which, and under which conditions.
+"""The operators that SnapML documents: which of its four backends runs which operator, and under which conditions.
 
-Lens Studio imports what at least one backend runs, and the ML component's inference mode picks the backend. The table
-is checked against graphs of opset 11 with fixed shapes, channels second.
+Lens Studio imports a file if at least one backend runs each layer. The ML component's inference mode selects the
+backend. The table applies to graphs of opset 11 with fixed shapes and channels as the second dimension.
 """
 
 from collections import Counter
 from pathlib import Path
-from typing import Callable, Dict, FrozenSet, Iterable, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Dict, FrozenSet, Iterable, List, NamedTuple, Tuple
+
+from rich.table import Table
 
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.onnx_graph import rename_operators
@@ -22,11 +24,11 @@ class Layer(NamedTuple):
 
     name: str
     operator: str
-    attributes: Dict[str, object]
+    attributes: Dict[str, Any]
     inputs: Tuple[Tuple[int, ...], ...]
-    """Shapes; () for an input that is left out."""
+    """Shapes; () for an input that is omitted."""
     constant: Tuple[bool, ...]
-    """For each input, whether its numbers are in the file."""
+    """For each input, whether it is stored in the file."""
     output: Tuple[int, ...]
 
 
@@ -35,11 +37,11 @@ class Operator(NamedTuple):
 
     runs_on: Callable[[Layer], FrozenSet[str]]
     limits: Dict[str, str] = {}
-    """For backends that differ from ``yes``: ``no``, or under what condition."""
+    """For backends that do not run every layer: ``no``, or the condition."""
     condition: str = ""
-    """What every backend asks of it."""
+    """Condition of all backends."""
     complaint: str = ""
-    """What is wrong with a layer that no backend runs."""
+    """Error message for a layer that no backend runs."""
 
 
 def _only(*backends: str) -> Callable[[Layer], FrozenSet[str]]:
@@ -47,8 +49,8 @@ def _only(*backends: str) -> Callable[[Layer], FrozenSet[str]]:
 
 
 def _convolution(layer: Layer) -> FrozenSet[str]:
-    strides, dilations, _ = _window(layer)
-    fits = len(set(strides)) == len(set(dilations)) == 1 and _padding_fits(layer)
+    kernel = _kernel(layer)
+    fits = len(set(kernel.strides)) == len(set(kernel.dilations)) == 1 and kernel.padding_fits()
     groups, channels = layer.attributes.get("group", 1), layer.inputs[0][1]
     if not fits or groups not in (1, channels):
         return NOWHERE
@@ -56,23 +58,31 @@ def _convolution(layer: Layer) -> FrozenSet[str]:
 
 
 def _transposed_convolution(layer: Layer) -> FrozenSet[str]:
-    strides, dilations, pads = _window(layer)
-    square = all(len(set(sizes)) == 1 for sizes in (strides, pads, layer.inputs[1][2:]))
+    kernel = _kernel(layer)
+    square = all(len(set(sizes)) == 1 for sizes in (kernel.strides, kernel.pads, kernel.sizes))
     groups, channels = layer.attributes.get("group", 1), layer.inputs[0][1]
-    fits = square and set(dilations) == {1} and _padding_fits(layer) and groups in (1, channels)
+    fits = square and set(kernel.dilations) == {1} and kernel.padding_fits() and groups in (1, channels)
     return EVERYWHERE if fits else NOWHERE
 
 
-def _window(layer: Layer) -> Tuple[Sequence[int], Sequence[int], Sequence[int]]:
-    """Strides and dilations by axis, paddings by side."""
-    axes = len(layer.inputs[1]) - 2
-    wanted = (("strides", [1] * axes), ("dilations", [1] * axes), ("pads", [0] * 2 * axes))
-    return tuple(layer.attributes.get(name, default) for name, default in wanted)
+class _Kernel(NamedTuple):
+    """Kernel of a convolution: sizes, strides and dilations by axis, paddings by side."""
+
+    sizes: Tuple[int, ...]
+    strides: List[int]
+    dilations: List[int]
+    pads: List[int]
+
+    def padding_fits(self) -> bool:
+        """Whether no padding is larger than the kernel."""
+        return all(pad <= size for pad, size in zip(self.pads, (*self.sizes, *self.sizes)))
 
 
-def _padding_fits(layer: Layer) -> bool:
-    kernel, pads = layer.inputs[1][2:], _window(layer)[2]
-    return all(pad <= side for pad, side in zip(pads, (*kernel, *kernel)))
+def _kernel(layer: Layer) -> _Kernel:
+    sizes = layer.inputs[1][2:]
+    axes, attributes = len(sizes), layer.attributes
+    strides, dilations = attributes.get("strides", [1] * axes), attributes.get("dilations", [1] * axes)
+    return _Kernel(sizes, strides, dilations, attributes.get("pads", [0] * 2 * axes))
 
 
 def _elementwise(layer: Layer) -> FrozenSet[str]:
@@ -137,10 +147,12 @@ OPERATORS: Dict[str, Operator] = {
 
 
 def check_snap_operators(path: Path) -> None:
-    """Raises UserError, naming file and layer, unless every layer runs on at least one backend of SnapML.
+    """Checks that every layer of a file runs on at least one backend of SnapML.
 
-    Refused: operators that are not in OPERATORS, tensors of more than four dimensions, and layers outside the
-    conditions of their operator, such as a sum that broadcasts over channels and over height or width at once.
+    Raises:
+        UserError: An operator is not in OPERATORS, a tensor has more than four dimensions, or a layer does not fulfil
+            the conditions of its operator, such as a sum that broadcasts over channels and over height or width at
+            once. The message names file and layer.
     """
     for layer in read_layers(path):
         if max(map(len, (*layer.inputs, layer.output))) > MAX_RANK:
@@ -151,7 +163,7 @@ def check_snap_operators(path: Path) -> None:
 
 
 def backends(path: Path) -> Dict[str, List[str]]:
-    """For each backend the operators of a file that it does not run, sorted; none where it runs the file.
+    """For each backend, the operators of a file that it does not run, sorted; an empty list if it runs the file.
 
     Raises:
         UserError: The file has an operator that SnapML does not document.
@@ -163,7 +175,7 @@ def backends(path: Path) -> Dict[str, List[str]]:
 
 
 def read_layers(path: Path) -> List[Layer]:
-    """The nodes of a file, with the shapes of what goes in and comes out.
+    """The nodes of a file, with the shapes of their inputs and outputs.
 
     Raises:
         UserError: The file has an operator that SnapML does not document.
@@ -174,7 +186,7 @@ def read_layers(path: Path) -> List[Layer]:
     operators = [node.op_type for node in model.graph.node]
     foreign = sorted(set(operators) - set(OPERATORS))
     if foreign:
-        raise UserError(f"{path} uses {', '.join(foreign)}, which SnapML does not run: export it again without.")
+        raise UserError(f"{path} uses {', '.join(foreign)}, which SnapML does not run: export it without them.")
     rename_operators(model, "GeluSnap", "Relu")  # shapes are inferred for standard operators only
     graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
     shapes = {"": (), **{tensor.name: tuple(tensor.dims) for tensor in graph.initializer}}
@@ -196,7 +208,7 @@ def read_layers(path: Path) -> List[Layer]:
 
 
 def markdown_table() -> str:
-    """OPERATORS as a table in Markdown, for the guide."""
+    """OPERATORS as a table in Markdown, for docs/lens-studio.md."""
     rows = [("operator", *BACKENDS, "condition"), ("---",) * (len(BACKENDS) + 2)]
     for name, operator in OPERATORS.items():
         cells = [operator.limits.get(backend, "yes") for backend in BACKENDS]
@@ -204,14 +216,12 @@ def markdown_table() -> str:
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
-def backend_table(paths: Iterable[Path]):
-    """What runs where, as a rich Table: a row an operator of each file, with the number of its nodes.
+def backend_table(paths: Iterable[Path]) -> Table:
+    """A table with a row for each operator of each file.
 
-    A backend's cell says yes, no, or how many of the nodes it runs.
+    A row has the number of the operator's nodes, and for each backend yes, no, or how many of the nodes it runs.
     """
-    from rich.table import Table
-
-    table = Table(title="What SnapML documents to run")
+    table = Table(title="Operators by backend of SnapML")
     for heading in ("file", "operator", "nodes", *BACKENDS):
         table.add_column(heading, justify="right" if heading == "nodes" else "left")
     for path in paths:

@@ -1,12 +1,12 @@
-"""The student as a web page: a static folder that any web server can serve, rendered by onnxruntime-web.
+"""The web page: a static folder for any web server, in which onnxruntime-web renders the student.
 
     index.html, viewer.js    the page; the same files for every student
     model.onnx               c2w (1,3,4) -> rgb (1,3,H,W) in 0..1
-    scene.json               everything the page knows of this student
-    reference.png            the start view as torch renders it: the page checks its first frame against it
-    ort/                     the runtime, where it is shipped along; else the page takes it from a CDN
+    scene.json               name, size, viewing range and file names of this student
+    reference.png            the start view, rendered by torch: the page compares its first image with it
+    ort/                     onnxruntime-web, if it was copied; else the page loads it from a CDN
 
-H, W: picture.
+H, W: image.
 """
 
 import base64
@@ -16,6 +16,7 @@ import shutil
 from pathlib import Path
 from typing import Dict, Optional
 
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -23,14 +24,15 @@ from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.onnx_files import OPSETS, intrinsics, trace_pipeline
 from mobiler2l_ns.export.onnx_graph import set_metadata
 from mobiler2l_ns.export.precision import Precision
+from mobiler2l_ns.model import MobileR2LModel
 from mobiler2l_ns.student.viewing_range import viewing_range
 
 ASSETS = Path(__file__).with_name("web")
 PAGE = ("index.html", "viewer.js")
 MODEL, SCENE, REFERENCE, ORT = "model.onnx", "scene.json", "reference.png", "ort"
-LOWEST_PSNR = 35.0  # decibels, of the first frame against reference.png, whose 8 bits alone allow 59
+LOWEST_PSNR = 35.0  # dB, of the page's first image against reference.png, whose 8 bits alone limit it to 59
 
-# The build of onnxruntime-web that has WebGPU and WASM in one, and runs in browsers without promise integration.
+# This build of onnxruntime-web has WebGPU and WASM in one file, and runs in browsers without promise integration.
 ORT_VERSION = "1.30.0"
 ORT_CDN = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{ORT_VERSION}/dist/"
 ORT_FILES = {
@@ -47,17 +49,17 @@ ORT_INTEGRITY = {
 
 
 def write_web_files(
-    model, folder: Path, scene: str, precision: Precision = "fp32", ort_dist: Optional[Path] = None
+    model: MobileR2LModel, folder: Path, scene: str, precision: Precision = "fp32", ort_dist: Optional[Path] = None
 ) -> None:
     """Writes the page.
 
     Args:
-        model: A trained MobileR2LModel on the CPU.
+        model: A trained student on the CPU.
         folder: An existing folder.
         scene: The page's title.
-        precision: Of the network: fp32 or fp16. A browser whose GPU lacks fp16 renders fp16 files on its processor.
-        ort_dist: The dist folder of the onnxruntime-web package, to be shipped along; None: the page takes the runtime
-            from a CDN, which a hash of each file protects.
+        precision: Of the network: fp32 or fp16. A browser whose GPU lacks fp16 renders fp16 files on the CPU.
+        ort_dist: The dist folder of the package onnxruntime-web, to be copied; None: the page loads these files from a
+            CDN and checks their hashes.
 
     Raises:
         UserError: ort_dist lacks files, or precision is int8.
@@ -65,15 +67,14 @@ def write_web_files(
     """
     check_web_options(precision, ort_dist)
     graph = trace_pipeline(model, "rgb", precision, OPSETS[-1], any_batch=False)
-    set_metadata(graph, intrinsics(model))
+    set_metadata(graph, intrinsics(model).to_dict())
     data = graph.SerializeToString()
     (folder / MODEL).write_bytes(data)
     start = start_pose(model)
     pixels = (model.render_pose(start) * 255).round().byte().numpy()
     Image.fromarray(pixels).save(folder / REFERENCE)
-    facts = scene_dict(model, scene, start, {"file": MODEL, "bytes": len(data), "precision": precision})
-    facts["runtime"] = runtime_dict(ORT_CDN if ort_dist is None else ORT + "/")
-    (folder / SCENE).write_text(json.dumps(facts, indent=2) + "\n")
+    content = scene_dict(model, scene, start, len(data), precision, ORT_CDN if ort_dist is None else ORT + "/")
+    (folder / SCENE).write_text(json.dumps(content, indent=2) + "\n")
     for name in PAGE:
         shutil.copyfile(ASSETS / name, folder / name)
     if ort_dist is not None:
@@ -82,17 +83,33 @@ def write_web_files(
             shutil.copyfile(ort_dist / name, folder / ORT / name)
 
 
-def scene_dict(model, scene: str, start: Tensor, file: Dict[str, object]) -> Dict[str, object]:
-    """What the page knows of a student. Angles are radians, lengths world units, poses rows of a (3, 4) matrix."""
+def scene_dict(
+    model: MobileR2LModel, scene: str, start: Float[Tensor, "3 4"], size: int, precision: Precision, ort: str
+) -> Dict[str, object]:
+    """The content of scene.json. Angles are in radians, lengths in world units; poses are rows of a (3, 4) matrix.
+
+    Args:
+        model: The student.
+        scene: The page's title.
+        start: Pose of the start view.
+        size: Bytes of model.onnx.
+        precision: Of model.onnx.
+        ort: URL of the folder with onnxruntime-web.
+    """
     height, width = model.size
     return {
-        "name": scene, "height": height, "width": width, "model": file, "range": viewing_range(model).to_dict(),
+        "name": scene,
+        "height": height,
+        "width": width,
+        "model": {"file": MODEL, "bytes": size, "precision": precision},
+        "range": viewing_range(model).to_dict(),
         "reference": {"file": REFERENCE, "c2w": start.tolist(), "lowest_psnr": LOWEST_PSNR},
-    }  # fmt: skip
+        "runtime": runtime_dict(ort),
+    }
 
 
 def runtime_dict(base: str) -> Dict[str, object]:
-    """Where the page finds onnxruntime-web, and by which hashes it knows the right files."""
+    """URL, sizes and hashes of onnxruntime-web's files."""
     files = {
         role: {"file": name, "bytes": ORT_BYTES[role], "integrity": ORT_INTEGRITY[role]}
         for role, name in ORT_FILES.items()
@@ -101,7 +118,7 @@ def runtime_dict(base: str) -> Dict[str, object]:
 
 
 def check_web_options(precision: Precision, ort_dist: Optional[Path]) -> None:
-    """Raises UserError where a page cannot be had with these options."""
+    """Raises UserError where a page cannot be written with these options."""
     if precision == "int8":
         raise UserError("browsers have no int8 products on a GPU: export the web page with --precision fp32 or fp16.")
     if ort_dist is not None:
@@ -109,7 +126,7 @@ def check_web_options(precision: Precision, ort_dist: Optional[Path]) -> None:
 
 
 def check_ort_dist(path: Path) -> None:
-    """Raises UserError where a folder is not the dist folder of the onnxruntime-web that the page was tested with."""
+    """Raises UserError where a folder is not the dist folder of the tested version of onnxruntime-web."""
     cure = f"run `npm pack onnxruntime-web@{ORT_VERSION}`, unpack it and pass its dist folder."
     for role, name in ORT_FILES.items():
         if not (path / name).is_file():
@@ -119,7 +136,7 @@ def check_ort_dist(path: Path) -> None:
             raise UserError(f"{path / name} is not that of onnxruntime-web {ORT_VERSION}: {cure}")
 
 
-def start_pose(model) -> Tensor:
-    """The pose (3, 4) that the page opens with."""
+def start_pose(model: MobileR2LModel) -> Float[Tensor, "3 4"]:
+    """The pose of the page's start view."""
     views = viewing_range(model)
     return views.pose(*views.middle())
