@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import parse, parser_of
+from documents import bash_lines, code_spans, commands_in, completed, without_code_blocks
 from system_packages import needs_open3d
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 FOR_NERFSTUDIO = ROOT / "docs" / "nerfstudio"
-PLACEHOLDERS = {"PHOTOS": "photos", "RUN": "outputs/run", "TIME": "2026-01-01", "DIR": "folder", "HOST": "host",
-                "PORT": "29500", "METHOD": "mobiler2l", "SCENE": "mine"}  # fmt: skip
 OTHER_TOOLS = {"--help", "--logdir", "--directory"}  # of all commands, of tensorboard, of http.server
 WITH_OPEN3D = ("ns-export", "ns-process-data")  # they import open3d, which needs system packages
 NOT_PARSERS = {"ns-process-data", "ns-download-data"}
@@ -29,21 +28,6 @@ def name_of(document: Path) -> str:
     return str(document.relative_to(ROOT))
 
 
-def without_code_blocks(text: str) -> str:
-    """A document without its fenced blocks."""
-    return re.sub(r"```.*?```", "", text, flags=re.S)
-
-
-def code_spans(text: str) -> list:
-    """The code within sentences and tables of a document."""
-    return re.findall(r"`([^`\n]+)`", without_code_blocks(text))
-
-
-def bash_lines(text: str) -> list:
-    """The lines of a document's bash blocks."""
-    return [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
-
-
 @pytest.fixture(autouse=True)
 def without_colmap(monkeypatch):
     """ns-process-data looks for COLMAP while it parses."""
@@ -51,28 +35,6 @@ def without_colmap(monkeypatch):
 
     for name in ("check_colmap_installed", "check_ffmpeg_installed"):
         monkeypatch.setattr(install_checks, name, lambda *args: None)
-
-
-def commands_in(text: str) -> list:
-    """The ns-* command lines of a document: lines of bash blocks, and code within a sentence that has options."""
-    lines = bash_lines(text) + [code for code in code_spans(text) if code.startswith("ns-") and " " in code]
-    words = [shlex.split(re.sub("|".join(PLACEHOLDERS), lambda m: PLACEHOLDERS[m[0]], line), comments=True)
-             for line in lines]  # fmt: skip
-    return [line for line in words if line and line[0].startswith("ns-") and line != ["ns-install-cli"]]
-
-
-def completed(command: list) -> list:
-    """A command out of a sentence with what it needs to run at all."""
-    needed = {
-        "ns-process-data": ["--data", "photos", "--output-dir", "data/mine"],
-        "ns-viewer": ["--load-config", "config.yml"],
-        "ns-eval": ["--load-config", "config.yml"],
-        "ns-render": ["--load-config", "config.yml"],
-        "ns-export": ["--load-config", "config.yml", "--output-dir", "exports/mine"],
-        "ns-export-mobiler2l": ["--load-config", "config.yml", "--output-dir", "exports/mine"],
-    }.get(command[0], [])
-    pairs = zip(needed[::2], needed[1::2])
-    return command + [word for name, value in pairs if name not in command for word in (name, value)]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)

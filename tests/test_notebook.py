@@ -4,8 +4,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from commands import parse
+from documents import commands_in, completed
 from nbclient import NotebookClient
-from test_docs import commands_in, completed, parse
 
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "notebooks" / "quickstart.ipynb"
 TINY = {"RESOLUTION": 32, "NUM_PHOTOS": 8, "TEACHER_STEPS": 3, "STUDENT_STEPS": 8, "INITIAL_VIEWS": 2}
