@@ -6,12 +6,12 @@ It also runs distributed on CPUs, for which VanillaPipeline is not made.
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Literal, Optional, Type
+from typing import Dict, List, Literal, Optional, Type, cast
 
 import torch
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.models.base_model import Model
-from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
+from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig, module_wrapper
 from nerfstudio.utils import comms, profiler
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import nn
@@ -19,9 +19,11 @@ from torch.cuda.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from mobiler2l_ns.compat import check_command
+from mobiler2l_ns.datamanager import DistillationDataManager, DistillationDataManagerConfig
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.command import ExportMobileR2L
 from mobiler2l_ns.export.onnx_files import check_size
+from mobiler2l_ns.model import MobileR2LModel, MobileR2LModelConfig
 from mobiler2l_ns.training.distributed import broadcast_from_main, gather
 from mobiler2l_ns.training.finetuning import FineTuning, FineTuningConfig
 from mobiler2l_ns.training.metrics import patch_errors, psnr
@@ -35,12 +37,19 @@ class DistillationPipelineConfig(VanillaPipelineConfig):
     """Pipeline of the student."""
 
     _target: Type = field(default_factory=lambda: DistillationPipeline)
+    datamanager: DistillationDataManagerConfig = field(default_factory=DistillationDataManagerConfig)
+    """Data of the student."""
+    model: MobileR2LModelConfig = field(default_factory=MobileR2LModelConfig)
+    """The student."""
     finetuning: FineTuningConfig = field(default_factory=FineTuningConfig)
     """Fine-tuning on the photos after distillation."""
 
 
 class DistillationPipeline(VanillaPipeline):
     """VanillaPipeline of the student."""
+
+    config: DistillationPipelineConfig
+    datamanager: DistillationDataManager
 
     def __init__(
         self,
@@ -69,7 +78,12 @@ class DistillationPipeline(VanillaPipeline):
             self.comparison = TeacherView(teacher, lambda: self.datamanager.teacher)
             self.model.viewer_outputs = self.comparison.forward  # the module itself would become one of the model's
         if world_size > 1:
-            self._model = distribute(self._model, device)
+            self._model = cast(Model, distribute(self._model, device))
+
+    @property
+    def model(self) -> MobileR2LModel:
+        """The student, without the wrapper of a distributed run."""
+        return cast(MobileR2LModel, module_wrapper(self._model))
 
     @profiler.time_function
     def get_train_loss_dict(self, step: int):
@@ -99,6 +113,7 @@ class DistillationPipeline(VanillaPipeline):
 
     def validation_psnr(self) -> float:
         """PSNR in dB on the photos that are held out of the whole run."""
+        assert self.datamanager.validation is not None
         render = self.model.get_outputs_for_camera
         with self.datamanager.budget.exclude():
             scores = [psnr(render(camera)["rgb"].clamp(0, 1), photo) for camera, photo in self.datamanager.validation]
@@ -106,6 +121,7 @@ class DistillationPipeline(VanillaPipeline):
 
     def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> List[TrainingCallback]:
         """nerfstudio's, fine-tuning, the viewer's statistics, the run's record, and the export."""
+        assert attributes.trainer is not None
         callbacks, run_folder = [], attributes.trainer.base_dir
         if self.datamanager.validation is not None:
             self.finetuning = FineTuning(
@@ -144,14 +160,15 @@ class DistillationPipeline(VanillaPipeline):
         if self.config.model.export_when_done and comms.is_main_process():
             try:
                 check_size(self.model)
-                ExportMobileR2L(run_folder / "config.yml", run_folder / "export", num_views=0).export()
+                export = ExportMobileR2L(run_folder, run_folder / "export", num_views=0, overwrite=True)
+                export.export()
             except UserError as error:
                 CONSOLE.print(f"No export: {error}")
 
 
 def export_student(run_folder: Path, output_dir: Path, student: nn.Module, step: int) -> None:
     """Exports a student that is at hand, for the viewer's button."""
-    ExportMobileR2L(run_folder, output_dir, num_views=0).export((student, step))
+    ExportMobileR2L(run_folder, output_dir, num_views=0, overwrite=True).export((cast(MobileR2LModel, student), step))
 
 
 def merge_statistics(statistics: List[Dict[str, float]]) -> Dict[str, float]:
