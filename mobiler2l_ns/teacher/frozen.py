@@ -1,4 +1,4 @@
-"""The frozen teacher: any nerfstudio run, loaded without its data set, rendering views for the student.
+"""The frozen teacher: any nerfstudio run, loaded without its data set, that renders views for the student.
 
 The differences between kinds of teachers are in ``kinds``.
 """
@@ -111,7 +111,7 @@ class FrozenTeacher:
     def render_all(self, camera: Cameras) -> Float[Tensor, "H W 5"]:
         outputs = self._outputs(camera)
         rgb = self._colours(outputs)
-        # At least what makes a colour on white possible: a scene's last sample and its black sky are no background.
+        # A colour on white needs at least this alpha. nerfacto's last sample and a black sky belong to the scene.
         alpha = torch.maximum(outputs["accumulation"], 1 - rgb.amin(dim=-1, keepdim=True))
         return torch.cat([rgb, alpha, self._z(outputs, camera)], dim=-1)
 
@@ -119,7 +119,7 @@ class FrozenTeacher:
     def surface_depths(self, camera: Cameras) -> Float[Tensor, "N"]:
         z = self._z(self._outputs(camera), camera)
         if "depth" in self.missing:
-            raise UserError(f"{self.config_path} says nothing about depth: pass --pipeline.datamanager.near-far.")
+            raise UserError(f"{self.config_path} renders no depth: pass --pipeline.datamanager.near-far.")
         return z[z > 0]
 
     def _colours(self, outputs: Dict[str, Tensor]) -> Float[Tensor, "H W 3"]:
@@ -130,7 +130,7 @@ class FrozenTeacher:
         depth = outputs["depth"]
         if not depth_is_z(self.model):
             depth = depth / ray_lengths(camera.to(depth.device))
-        # nerfacto's depth is where the ray becomes half opaque, and anything at all where it does not.
+        # nerfacto's depth is where the ray becomes half opaque; where it does not, the value is arbitrary.
         return torch.where(outputs["accumulation"] > 0.5, depth, 0.0)
 
     def _outputs(self, camera: Cameras) -> Dict[str, Tensor]:
@@ -139,23 +139,28 @@ class FrozenTeacher:
         outputs = final_outputs(render(camera))
         if "rgb" not in outputs:
             raise UserError(f"{self.config_path} renders no rgb, only {', '.join(outputs)}: pass another teacher.")
-        for name, value, instead in (("accumulation", 1.0, "is opaque"), ("depth", 0.0, "teaches none")):
+        for name, value, instead in (("accumulation", 1.0, "counts as opaque"), ("depth", 0.0, "teaches no depth")):
             if name not in outputs:
                 outputs[name] = torch.full_like(outputs["rgb"][..., :1], value)
                 if name not in self.missing:
-                    CONSOLE.print(f"The teacher says nothing about {name}: it {instead}.")
+                    CONSOLE.print(f"The teacher renders no {name}: it {instead}.")
                     self.missing.add(name)
         return outputs
 
 
 def depth_range(teacher: Teacher, cameras: Cameras, unbounded: bool = False) -> Tuple[float, float]:
-    """Near and far plane, tight around what the teacher shows to the given cameras.
+    """Near and far plane, tight around the surfaces that the teacher renders.
 
-    One percent of the surfaces on either side is left out (floaters, sky), then the range grows by 3 percent: in z, or,
-    unbounded, in 1/z, to at most twice as far.
+    One percent of the surfaces on either side is left out (floaters, sky). Then the range grows by 3 percent: in z for
+    bounded scenes, in 1/z for unbounded ones, whose far plane at most doubles.
+
+    Args:
+        teacher: The teacher.
+        cameras: The cameras (N,) that it renders.
+        unbounded: The kind of scene.
 
     Raises:
-        UserError: The teacher shows nothing at all.
+        UserError: The teacher renders no surface.
     """
     depths = torch.cat([teacher.surface_depths(cameras[i : i + 1]).cpu() for i in range(len(cameras))])
     if len(depths) == 0:
