@@ -61,7 +61,7 @@ def test_a_teacher_without_geometry_says_so_once(monkeypatch, capsys):
         picture = found.render_all(camera)
         assert (picture[..., 3] == 1).all() and (picture[..., 4] == 0).all()
     printed = capsys.readouterr().out
-    assert printed.count("about accumulation") == printed.count("about depth") == 1
+    assert printed.count("renders no accumulation") == printed.count("renders no depth") == 1
     with pytest.raises(UserError, match="teacher/config.yml renders no depth.*near-far"):
         found.surface_depths(camera)
 
