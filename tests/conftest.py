@@ -19,6 +19,7 @@ from playwright.sync_api import sync_playwright
 
 from mobiler2l_ns.cameras import pinhole_cameras
 from mobiler2l_ns.geometry import look_at
+from mobiler2l_ns.teacher.frozen import TeacherConfig
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "make_demo_scene.py"
 
@@ -112,6 +113,9 @@ def ball_run(capture, tmp_path_factory):
     trainer = config.setup(local_rank=0, world_size=1)
     trainer.setup()
     trainer.train()
+    # The installed commands read config.yml too, and cannot import a teacher of the tests.
+    manager.teacher = TeacherConfig(load_config=manager.teacher.load_config)
+    config.save_config()
     return config.get_base_dir() / "config.yml"
 
 
