@@ -273,7 +273,7 @@ def test_lost_gpu_is_survived(new_page, site, student):
         open_viewer(page, f"{address}?backend=webgpu")
         page.evaluate("viewer.look({azimuth: 0.2}), viewer.renderer.device.destroy()")
         wait(page, "viewer.backend === 'wasm' && !document.querySelector('select').disabled")
-        assert "took the GPU away" in notice(page)
+        assert "The GPU was lost" in notice(page)
         assert psnr(frame(page), torch_picture(student, page.evaluate("viewer.pose"))) >= 35
 
 
@@ -304,8 +304,8 @@ def test_wrong_picture_is_announced(new_page, site, tmp_path):
     with serve(folder) as address, new_page(WEBGPU) as page:
         open_viewer(page, f"{address}?backend=webgpu")
         assert page.evaluate("viewer.backend") == "wasm"
-        assert "WebGPU's first picture differs from reference.png" in notice(page)
-        assert "WASM's first picture differs from reference.png" in notice(page)
+        assert "WebGPU's first image differs from reference.png" in notice(page)
+        assert "WASM's first image differs from reference.png" in notice(page)
 
 
 @in_browser
@@ -313,7 +313,7 @@ def test_no_webgpu_falls_back_to_wasm(new_page, site):
     with serve(site) as address, new_page(("--disable-features=WebGPU", "--disable-gpu")) as page:
         open_viewer(page, address)
         assert page.evaluate("viewer.backend") == "wasm"
-        assert "WebGPU" in notice(page) and "The processor renders instead" in notice(page)
+        assert "WebGPU" in notice(page) and "The CPU renders instead" in notice(page)
 
 
 @in_browser
@@ -324,7 +324,7 @@ def test_fp16_without_a_gpu_for_it(new_page, student, ort_dist, tmp_path):
         open_viewer(page, f"{address}?backend=webgpu")
         assert page.evaluate("viewer.backend") == "wasm"
         assert notice(page) == (
-            "This GPU has no 16-bit arithmetic for the model. The processor renders instead, which is slower."
+            "This GPU has no 16-bit arithmetic for the model. The CPU renders instead, which is slower."
         )
         assert page.evaluate("viewer.psnr") >= 45
 
@@ -334,7 +334,7 @@ def test_imitated_gpu_is_taken_only_when_asked_for(new_page, site):
     with serve(site) as address, new_page(WEBGPU) as page:
         open_viewer(page, address)
         assert page.evaluate("viewer.backend") == "wasm"
-        assert "no GPU of its own" in notice(page)
+        assert "emulated in software" in notice(page)
 
 
 @in_browser
@@ -356,7 +356,7 @@ def test_damaged_runtime_is_not_run(new_page, site, tmp_path):
     script.write_text(script.read_text() + "\nwindow.intruder = true;")
     with serve(folder) as address, new_page(WEBGPU) as page:
         open_viewer(page, address)
-        assert "is not the file it should be" in notice(page)
+        assert "is another file than expected" in notice(page)
         assert page.evaluate("window.intruder === undefined")
 
 
@@ -417,7 +417,7 @@ def reset(page: Page) -> None:
 
 def frame(page: Page) -> np.ndarray:
     """(H, W, 3) bytes that the page shows, by its own account."""
-    flat = page.evaluate("viewer.frame().then((pixels) => Array.from(pixels))")
+    flat = page.evaluate("viewer.pixels().then((pixels) => Array.from(pixels))")
     return np.uint8(flat).reshape(*SIZE, 4)[..., :3]
 
 

@@ -69,14 +69,16 @@ class ExportMobileR2L:
     output_dir: Path
     """Folder for the files, with a folder for each target. It must be empty or missing, see --overwrite."""
     targets: Tuple[Target, ...] = ("onnx", "snap")
-    """onnx: files for onnxruntime and other ONNX runtimes. snap: files for Lens Studio. web: a page that renders in
-    the browser. coreml: an .mlpackage for iPhone and Mac (needs coremltools)."""
+    """onnx: files for onnxruntime and other ONNX runtimes.
+    snap: files for Lens Studio.
+    web: a page that renders in the browser.
+    coreml: an .mlpackage for iPhone and Mac; needs coremltools."""
     precision: Precision = "fp32"
-    """Number format of the network in onnx/pipeline.onnx and in the web page. int8 is calibrated on poses of the
-    capture's range; the web page does not have it."""
+    """Number format of the network in onnx/pipeline.onnx and in the web page.
+    int8 is calibrated on poses of the capture's range; the web page does not have it."""
     outputs: Outputs = "rgb"
-    """Outputs of the files in onnx, snap and coreml. rgb: colours; rgba: and alpha; rgbad: and depth, as far as the
-    student has them. The web page shows colours."""
+    """Outputs of the files in onnx, snap and coreml; the web page has colours only.
+    rgb: colours. rgba: colours and alpha. rgbad: colours, alpha and depth."""
     opset: int = 20
     """ONNX opset of onnx/pipeline.onnx, 11 to 20. The web page's file has 20, all other ONNX files have 11."""
     ort_dist: Optional[Path] = None

@@ -1,26 +1,26 @@
-// Shows a neural light field: one network turns a camera pose into a picture, in this browser.
+// Renders a neural light field in the browser: a network computes an image from a camera pose.
 //
-// There is no slider for the resolution: the network's upscaling learned one angular size of a ray-grid cell, so it has
-// one number of pixels for its field of view. The page fits that picture to the window instead.
+// There is no slider for the resolution. The network's super-resolution learned one angular size of a ray-grid cell, so
+// its field of view has a fixed number of pixels. The page scales the image to the window instead.
 
 const element = (id) => document.getElementById(id);
 const NAMES = { webgpu: "WebGPU", wasm: "WASM" };
-const KEY_STEP = 1 / 32; // of a drag across the whole picture
+const KEY_STEP = 1 / 32; // of a drag across the whole image
 const ZOOM_STEP = 1.08;
 
-// -- where the camera may be ------------------------------------------------------------------------------------------
+// -- the camera -------------------------------------------------------------------------------------------------------
 
 const add = (a, b, scale = 1) => a.map((x, i) => x + scale * b[i]);
 const cross = (a, b) => [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]];
 const unit = (a) => add([0, 0, 0], a, 1 / Math.hypot(...a));
 const clamp = (x, [low, high]) => Math.min(Math.max(x, low), high);
 
-/** An orbit around the scene, kept to where the network was trained; angles in radians, lengths in world units. */
+/** An orbit around the scene within the range of the training cameras. Angles in radians, lengths in world units. */
 class Orbit {
   constructor(range) {
     this.range = range;
     this.north = cross(range.up, range.east);
-    // A drag across the picture turns by half a circle, or by all there is.
+    // A drag across the image turns the camera by half a circle, or by the whole range if that is smaller.
     this.turn = Math.min(Math.PI, range.azimuth ? range.azimuth[1] - range.azimuth[0] : Math.PI);
     this.tilt = Math.min(Math.PI, range.elevation[1] - range.elevation[0]);
     this.reset();
@@ -37,7 +37,7 @@ class Orbit {
     this.radius = clamp(radius, range.radius);
   }
 
-  /** Moves by parts of the picture, as a hand that holds the scene: to the right turns the camera to the left. */
+  /** Moves the scene by fractions of the image: a drag to the right turns the camera to the left. */
   drag(right, down) {
     this.set({ azimuth: this.azimuth - this.turn * right, elevation: this.elevation + this.tilt * down });
   }
@@ -46,7 +46,7 @@ class Orbit {
     this.set({ radius: this.radius * factor });
   }
 
-  /** The camera-to-world pose as 12 numbers, rows of a (3, 4) matrix, OpenGL axes: ViewingRange.pose of the plugin. */
+  /** The camera-to-world pose: 12 numbers, rows of a (3, 4) matrix, OpenGL axes. The same as ViewingRange.pose. */
   pose() {
     const { centre, up, east } = this.range;
     const flat = add(add([0, 0, 0], east, Math.cos(this.azimuth)), this.north, Math.sin(this.azimuth));
@@ -61,9 +61,9 @@ class Orbit {
 
 // -- files ------------------------------------------------------------------------------------------------------------
 
-/** The bytes of a file; onBytes is told how many there are so far. */
+/** The bytes of a file; onBytes is called with the number of bytes loaded so far. */
 async function load(url, cure, { onBytes = () => {}, ...options } = {}) {
-  const doubt = options.integrity ? " or is not the file it should be" : "";
+  const doubt = options.integrity ? " or is another file than expected" : "";
   const response = await fetch(url, options).catch(() => {
     throw new Error(`${url} could not be loaded${doubt}: ${cure}`);
   });
@@ -78,7 +78,7 @@ async function load(url, cure, { onBytes = () => {}, ...options } = {}) {
   }
 }
 
-/** One of the files that belong together; asks whether a cached one is still that of the server. */
+/** A file of the exported folder. The browser checks with the server whether its cached file is current. */
 function loadOurs(url, onBytes) {
   return load(url, "copy the whole exported folder to the server.", { onBytes, cache: "no-cache" });
 }
@@ -92,19 +92,19 @@ async function loadScene() {
   }
 }
 
-/** onnxruntime-web's files as blobs: what a hash has checked is what runs, with or without a CDN. */
+/** The files of onnxruntime-web after a check of their hashes. They run from blobs, so no other file can run. */
 async function loadRuntime({ base, files }) {
-  const cure = base.includes("//") ? "go online, or export with the runtime's files beside the page." : "export again.";
+  const cure = base.includes("//") ? "connect to the internet, or export with --ort-dist." : "export again.";
   const roles = Object.entries(files);
   const loaded = roles.map(([, { file, integrity }]) => load(base + file, cure, { integrity }));
   return Object.fromEntries((await Promise.all(loaded)).map((bytes, i) => [roles[i][0], bytes]));
 }
 
-/** (H, W, 4) bytes of the picture that torch rendered at the start pose. */
+/** (H, W, 4) bytes of the image that torch rendered at the start pose. */
 async function loadReference({ file }, width, height) {
   const bitmap = await createImageBitmap(new Blob([await loadOurs(file)]), { colorSpaceConversion: "none" });
   const fits = bitmap.width === width && bitmap.height === height;
-  if (!fits) throw new Error(`${file} has another size than scene.json says: export the scene again.`);
+  if (!fits) throw new Error(`${file} has another size than in scene.json: export the scene again.`);
   return pixelsOf(bitmap, width, height);
 }
 
@@ -114,7 +114,7 @@ function pixelsOf(image, width, height) {
   return context.getImageData(0, 0, width, height).data;
 }
 
-/** Decibels between the colours of two (H, W, 4) pictures. */
+/** PSNR in dB between the colours of two (H, W, 4) images. */
 function psnr(a, b) {
   let sum = 0;
   for (let i = 0; i < a.length; i++) if (i % 4 < 3) sum += (a[i] - b[i]) ** 2;
@@ -123,19 +123,19 @@ function psnr(a, b) {
 
 // -- rendering --------------------------------------------------------------------------------------------------------
 
-/** A copy of onnxruntime of its own for each backend: what one was told at its start, another need not inherit. */
+/** Loads a separate copy of onnxruntime for each backend, because a copy cannot change its settings. */
 async function startRuntime(runtime, backend) {
   const script = new Blob([runtime.script], { type: "text/javascript" });
   const ort = await import(URL.createObjectURL(script));
   ort.env.logLevel = "error";
   ort.env.wasm.wasmBinary = runtime.wasm.buffer;
   ort.env.wasm.wasmPaths = { mjs: URL.createObjectURL(new Blob([runtime.factory], { type: "text/javascript" })) };
-  ort.env.wasm.proxy = backend === "wasm"; // in a worker: the page stays alive while it computes
+  ort.env.wasm.proxy = backend === "wasm"; // in a worker, so that the page stays responsive
   ort.env.webgpu.powerPreference = "high-performance";
   return ort;
 }
 
-/** The network on the processor, drawn on a 2D canvas. */
+/** Runs the network on the CPU and draws on a 2D canvas. */
 class WasmRenderer {
   static async open(ort, model, canvas, width, height) {
     const options = { executionProviders: ["wasm"], logSeverityLevel: 3 };
@@ -181,7 +181,7 @@ override height: u32;
   return vec4f(rgb[pixel], rgb[area + pixel], rgb[2u * area + pixel], 1.0);
 }`;
 
-/** The network on the GPU: its output stays there, in one buffer that a small pass draws on the canvas. */
+/** Runs the network on the GPU. Its output stays in a GPU buffer, which a render pass draws on the canvas. */
 class GpuRenderer {
   static async open(ort, model, canvas, width, height) {
     const session = await ort.InferenceSession.create(model.slice(), {
@@ -215,7 +215,7 @@ class GpuRenderer {
     const c2w = new this.ort.Tensor("float32", Float32Array.from(pose), [1, 3, 4]);
     await this.session.run({ c2w }, { rgb: this.rgb });
     this.draw();
-    await this.device.queue.onSubmittedWorkDone(); // else poses would queue up in the GPU
+    await this.device.queue.onSubmittedWorkDone(); // otherwise poses would queue up in the GPU
   }
 
   draw() {
@@ -230,8 +230,8 @@ class GpuRenderer {
   }
 
   pixels() {
-    this.draw(); // a canvas keeps its picture for the length of a task only
-    // Through the browser's own drawing, not from the buffer: a canvas that stays black on a page is found too.
+    this.draw(); // a canvas keeps its content only until the end of a task
+    // Read from the canvas, not from the buffer, so that a canvas that stays black is detected.
     return pixelsOf(this.canvas, this.width, this.height);
   }
 
@@ -241,13 +241,13 @@ class GpuRenderer {
   }
 }
 
-/** One sentence on why WebGPU cannot render this model here, or should not unless it was asked for; or null. */
+/** Why WebGPU cannot render this model, or should not unless the address asks for it: one sentence, or null. */
 async function gpuObstacle(precision, asked) {
   if (!navigator.gpu) return isSecureContext ? "This browser has no WebGPU." : "WebGPU needs https or localhost.";
   const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" }).catch(() => null);
-  if (!adapter) return "WebGPU finds no GPU here.";
-  // A GPU that the processor imitates takes many times as long as the processor's own code.
-  if (!asked && adapter.info?.isFallbackAdapter) return "WebGPU has no GPU of its own here.";
+  if (!adapter) return "WebGPU finds no GPU.";
+  // A GPU that is emulated in software is many times slower than WASM.
+  if (!asked && adapter.info?.isFallbackAdapter) return "WebGPU has only a GPU that is emulated in software.";
   const able = precision !== "fp16" || adapter.features.has("shader-f16");
   return able ? null : "This GPU has no 16-bit arithmetic for the model.";
 }
@@ -261,20 +261,20 @@ class Viewer {
     this.ready = this.start().catch((error) => this.fail(error));
   }
 
-  /** The pose that was asked for last: 12 numbers, rows of a (3, 4) camera-to-world matrix. */
+  /** The newest pose: 12 numbers, rows of a (3, 4) camera-to-world matrix. */
   get pose() {
     return this.orbit.pose();
   }
 
-  /** (H, W, 4) bytes of the picture at `pose`. */
-  async frame() {
+  /** (H, W, 4) bytes of the image at `pose`. */
+  async pixels() {
     await this.ready;
     await this.working;
     if (!this.renderer) throw new Error(this.notices.join(" "));
     return this.renderer.pixels();
   }
 
-  /** Moves to {azimuth, elevation, radius}, or some of them, as far as the range allows. */
+  /** Sets {azimuth, elevation, radius}, or some of them, clamped to the range. */
   look(angles) {
     this.orbit.set(angles);
     this.update();
@@ -286,7 +286,7 @@ class Viewer {
     const { name, width, height, model, runtime, range, reference } = this.scene;
     this.orbit = new Orbit(range);
     document.title = element("name").textContent = name;
-    element("facts").textContent = `${width} × ${height} px, ${megabytes(model.bytes)}`;
+    element("size").textContent = `${width} × ${height} px, ${megabytes(model.bytes)}`;
     const total = megabytes(model.bytes);
     const onBytes = (count) => this.step(`Loading the model, ${megabytes(count)} of ${total}`, count / model.bytes);
     this.model = await loadOurs(model.file, onBytes);
@@ -299,8 +299,8 @@ class Viewer {
   }
 
   /**
-   * Renders with "webgpu", "wasm" or, given neither, the better of both from now on; falls back to WASM, and says so,
-   * where WebGPU cannot render or is wrong.
+   * Changes to "webgpu" or "wasm"; with neither, to WebGPU if possible. Where WebGPU cannot render or renders a wrong
+   * image, it changes to WASM with a notice.
    */
   async open(backend) {
     element("backend").disabled = true;
@@ -308,11 +308,11 @@ class Viewer {
     if (backend !== "wasm") {
       const asked = backend === "webgpu";
       const obstacle = (await gpuObstacle(this.scene.model.precision, asked)) ?? (await this.attempt("webgpu"));
-      if (obstacle) this.notices.push(`${obstacle} The processor renders instead, which is slower.`);
+      if (obstacle) this.notices.push(`${obstacle} The CPU renders instead, which is slower.`);
     }
     if (backend === "wasm" || this.notices.length) {
       const obstacle = await this.attempt("wasm");
-      if (obstacle) this.notices.push(`${obstacle} What you see may be wrong.`);
+      if (obstacle) this.notices.push(`${obstacle} The images may be wrong.`);
     }
     this.notify();
     element("loading").hidden = true;
@@ -321,7 +321,7 @@ class Viewer {
     this.update();
   }
 
-  /** Opens a backend and renders the start view. Returns what is wrong with it, or null. */
+  /** Opens a backend and renders the start view. Returns an error message, or null. */
   async attempt(backend) {
     const { width, height, range, reference } = this.scene;
     this.step(`Starting ${NAMES[backend]}`);
@@ -339,13 +339,13 @@ class Viewer {
       return `WebGPU failed (${error.message ?? error}).`;
     }
     const renderer = this.renderer;
-    renderer.lost.then(() => this.recover(renderer, "The browser took the GPU away."));
+    renderer.lost.then(() => this.recover(renderer, "The GPU was lost."));
     if (this.psnr >= reference.lowest_psnr) return null;
-    const found = `${this.psnr.toFixed(1)} dB, should be ${reference.lowest_psnr}`;
-    return `${NAMES[backend]}'s first picture differs from ${reference.file} (${found}).`;
+    const found = `${this.psnr.toFixed(1)} dB, expected at least ${reference.lowest_psnr}`;
+    return `${NAMES[backend]}'s first image differs from ${reference.file} (${found}).`;
   }
 
-  /** A canvas can never change from WebGPU to 2D, so each backend gets one of its own. */
+  /** A new canvas for a backend, because a canvas cannot change from WebGPU to 2D. */
   freshCanvas() {
     const old = element("stage").querySelector("canvas");
     const canvas = old.cloneNode();
@@ -358,23 +358,23 @@ class Viewer {
     return canvas;
   }
 
-  /** Goes on with WASM after the GPU failed; nothing where that renderer is not in use any more. */
+  /** Changes to WASM after the GPU failed, if that renderer is still in use. */
   async recover(renderer, reason) {
     if (this.renderer !== renderer) return;
     if (this.backend === "wasm") return this.fail(new Error(reason));
     await this.open("wasm").catch((error) => this.fail(error));
-    this.notices.unshift(`${reason} The processor renders instead, which is slower.`);
+    this.notices.unshift(`${reason} The CPU renders instead, which is slower.`);
     this.notify();
   }
 
   async close() {
     const renderer = this.renderer;
     this.renderer = null;
-    await Promise.race([this.working, renderer?.lost]); // a lost GPU may never finish its picture
+    await Promise.race([this.working, renderer?.lost]); // a lost GPU may never finish its image
     await renderer?.close().catch(() => {});
   }
 
-  /** Renders the newest pose; while a picture is in the making, once more when it is done. */
+  /** Renders the newest pose. During rendering, it is rendered after the present image. */
   update() {
     this.dirty = true;
     this.working ??= this.work().finally(() => (this.working = null));
@@ -468,7 +468,7 @@ function keyAction(event, orbit) {
   }[event.key];
 }
 
-/** One pointer drags, two pinch. */
+/** One pointer drags, two pointers zoom. */
 function listenToPointers(stage, orbit, move) {
   const pointers = new Map();
   const spread = () => {
