@@ -51,7 +51,8 @@ def check_command(outputs: str) -> None:
     if kind in (*TEXTURES, "ExportPointCloud"):
         if outputs != "rgbad":
             raise UserError(
-                f"a student of {outputs} knows no surface to export: train it with --pipeline.model.outputs rgbad."
+                f"a student with outputs {outputs} has no depth, which a surface needs: train it with "
+                "--pipeline.model.outputs rgbad."
             )
         missing = []
         if getattr(command, "normal_method", None) == "model_output":
@@ -60,7 +61,7 @@ def check_command(outputs: str) -> None:
             missing.append(f"--texture-method {TEXTURES[kind]}")
         if missing:
             raise UserError(
-                "a light field renders pictures, neither normals nor the single rays of a texture: "
+                "a light field renders images of cameras, neither normals nor the single rays of a texture: "
                 f"add {' '.join(missing)} to the command."
             )
     if getattr(command, "render_nearest_camera", False):
@@ -132,7 +133,7 @@ class FormerModuleFinder(importlib.abc.MetaPathFinder):
     """Answers the import of a former module with one sentence."""
 
     def find_spec(self, fullname, path=None, target=None) -> None:
-        """Raises UserError for a former module, and knows no others."""
+        """Raises UserError for a former module, and returns None for others."""
         if fullname in FORMER_MODULES:
             raise UserError(
                 "this run was saved by mobiler2l-ns 0.1, whose config.yml and checkpoints this version cannot read: "

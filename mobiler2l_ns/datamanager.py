@@ -236,7 +236,7 @@ class DistillationDataManager(CaptureDataManager):
         return self.mixer.draw(self.photo_share)
 
     def add_hard_patches(self, errors: Float[Tensor, "B"]) -> None:
-        """Hears the mean squared error of each patch of the last batch."""
+        """Passes on the mean squared error of each patch of the last batch, see ``BatchMixer``."""
         self.mixer.add_hard_patches(errors)
 
     def next_eval(self, step: int) -> Tuple[RayBundle, Dict]:
@@ -266,7 +266,7 @@ class DistillationDataManager(CaptureDataManager):
         self.photo_share = share
 
     def changeable_shares(self) -> Dict[str, float]:
-        """What the viewer's sliders change: nothing with several processes, whose batches must agree."""
+        """The shares that the viewer's sliders change; none with several processes, whose batches must agree."""
         if comms.get_world_size() > 1:
             return {}
         shares = {"filling_share": self.budget.filling_share, "teacher_share": self.budget.teacher_share}

@@ -37,7 +37,7 @@ class MobileR2LModelConfig(ModelConfig):
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """Shape of the network."""
     outputs: Outputs = "rgbad"
-    """What the student predicts: colours, accumulation (alpha), distance (depth)."""
+    """rgb: the student predicts colours. rgba: colours and accumulation. rgbad: colours, accumulation and depth."""
     alpha_weight: float = 0.1
     """Weight of the accumulation's squared error beside that of the colours."""
     depth_weight: float = 0.1
@@ -81,7 +81,7 @@ class MobileR2LModel(Model):
             raise UserError(f"{error}: change the --pipeline.model.network options.") from None
         camera: Optional[StudentCamera] = self.kwargs["metadata"].get("student_camera")
         if config.points == "auto":
-            # What auto resolved to goes into config.yml; a run from before there was a choice is bounded.
+            # What auto resolved to is saved in config.yml.
             config.points = camera.points if camera is not None else "bounded"
         self.sampler = Sampler(config.num_points, unbounded=config.points == "unbounded")
         self.embedder = Embedder(config.num_frequencies)
@@ -197,8 +197,8 @@ class MobileR2LModel(Model):
     def get_loss_dict(self, outputs, batch, metrics_dict=None) -> Dict[str, Tensor]:
         """The losses of the colours, and of alpha and depth where student and batch have them.
 
-        Patches without alpha or depth count as if they were right, so that the mean over several processes is the
-        batch's, however the photos are spread over them.
+        Patches without alpha or depth count with an error of 0. So the mean over several processes is that of the
+        batch, however its photos are divided among them.
         """
         batch = {name: batch[name].to(self.device) for name in ("image", "alpha", "depth") if name in batch}
         num_patches = len(batch["image"])
@@ -214,7 +214,7 @@ class MobileR2LModel(Model):
         return losses
 
     def get_metrics_dict(self, outputs, batch) -> Dict[str, Tensor]:
-        """PSNR of the batch, and against its teacher views and its photos alone where it says which they are.
+        """PSNR of the batch, and of its teacher views and its photos alone if the batch says which they are.
 
         They are tensors: a Python number would make each step wait for the GPU.
         """
@@ -225,11 +225,11 @@ class MobileR2LModel(Model):
         return {name: -10 * torch.log10(part.mean()) for name, part in parts.items() if len(part)}
 
     def get_image_metrics_and_images(self, outputs, batch) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
-        """Metrics against a photo, and pictures side by side: photo | student | error, brighter being worse.
+        """Metrics against a photo, and images side by side: photo | student | error, brighter is worse.
 
-        Where the batch has the teacher's picture, it stands beside the student's, and two errors tell what is left to
-        learn at all from what is left to learn from the teacher: photo | student | teacher | student's distance from
-        the photo | and from the teacher. Alpha and depth are pictures of their own, in colours.
+        If the batch has the teacher's view: photo | student | teacher | error against the photo | error against the
+        teacher. The first error is everything that is wrong, the second what more distillation could correct. Alpha
+        and depth are images of their own, in false colours.
         """
         photo, student = on_white(batch["image"].to(self.device)), outputs["rgb"]
         metrics = image_metrics(student, photo)

@@ -1,4 +1,4 @@
-"""nerfstudio's Trainer with checkpoints that a kill cannot spoil and a config.yml that says what was really run."""
+"""nerfstudio's Trainer with atomic checkpoints, and a config.yml with the options that were used."""
 
 import os
 import shutil
@@ -44,7 +44,7 @@ class DistillationTrainer(Trainer):
         self._state = state
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
-        """nerfstudio's, then two things that it leaves to the user: the schedule's length and an honest config.yml."""
+        """nerfstudio's; then sets the length of the schedules and saves config.yml again."""
         super().setup(test_mode)
         for scheduler in self.optimizers.schedulers.values():
             if isinstance(scheduler, CosineLR):
@@ -54,12 +54,12 @@ class DistillationTrainer(Trainer):
             self.config.save_config()
 
     def _load_checkpoint(self) -> None:
-        """nerfstudio's, but a checkpoint that cannot be resumed ends with one sentence."""
+        """nerfstudio's, with a UserError for a checkpoint that cannot be resumed."""
         source = self.config.load_dir or self.config.load_checkpoint
         try:
             super()._load_checkpoint()
         except Exception as error:
-            # Missing and cut-short files, foreign files and other architectures fail in as many ways.
+            # Missing, truncated and foreign files and other architectures raise different exceptions.
             if source is None:
                 raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
@@ -69,7 +69,7 @@ class DistillationTrainer(Trainer):
             ) from error
 
     def save_checkpoint(self, step: int) -> None:
-        """Writes beside the checkpoint folder and moves into it, so a kill never leaves half a file there."""
+        """Writes beside the checkpoint folder and moves the file into it, so that no file is ever half-written."""
         if not comms.is_main_process():
             return
         folder, keep_latest = self.checkpoint_dir, self.config.save_only_latest_checkpoint

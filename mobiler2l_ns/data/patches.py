@@ -12,18 +12,18 @@ from torch import Tensor
 
 
 class Patches(NamedTuple):
-    """A batch of picture patches and the rays through their cells."""
+    """Patches of pixels, and the rays through their cells."""
 
     rays: RayBundle
     """(B, hc, wc)"""
     pixels: Float[Tensor, "B Hc Wc C"]
-    """0..1; depth is 0 where it is not known, and otherwise a DepthRange's part, 1 at the far plane."""
+    """0..1. Depth is normalised (see DepthRange), and 0 where it is not known."""
 
 
 def cut_patches(
     images: UInt8[Tensor, "N H W C"], indices: Int[Tensor, "B"], height: int, width: int
 ) -> Tuple[Float[Tensor, "B height width C"], Int[Tensor, "B 2"]]:
-    """Random patches of given pictures, at any whole pixel, and their top left corners (y, x)."""
+    """Random patches of given images, at any whole pixel, and their top left corners (y, x)."""
     b, device = len(indices), images.device
     top = (torch.rand(b, device=device) * (images.shape[1] - height + 1)).long()
     left = (torch.rand(b, device=device) * (images.shape[2] - width + 1)).long()
@@ -33,11 +33,13 @@ def cut_patches(
 
 
 class HardPatches:
-    """The worst patches of the last batches. Nothing in it waits for a GPU.
+    """The patches with the largest errors of the last batches (R2L's hard rays, Wang et al. 2022).
+
+    No call waits for a GPU.
 
     Args:
         count: Patches that each batch adds, and that each batch draws.
-        capacity: Patches it holds, at least ``count``; then new ones take the place of the oldest.
+        capacity: Patches that are stored, at least ``count``; when it is full, new ones replace the oldest.
     """
 
     def __init__(self, count: int, capacity: int):
@@ -49,7 +51,7 @@ class HardPatches:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the patches take; all of them from the first ``add`` on."""
+        """Bytes of the full store; 0 before the first ``add``."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self._stored)
 
     def add(self, patches: Patches, errors: Float[Tensor, "N"]) -> None:
@@ -57,7 +59,7 @@ class HardPatches:
 
         Args:
             patches: A batch.
-            errors: Errors of its first N patches; the others are not looked at.
+            errors: Errors of its first N patches; the others are ignored.
         """
         worst = errors.topk(min(self.count, len(errors))).indices
         rays = patches.rays
@@ -72,14 +74,14 @@ class HardPatches:
         self.num_added += len(worst)
 
     def draw(self) -> Patches:
-        """``count`` stored patches at random; one may come twice."""
+        """``count`` stored patches at random; a patch may be drawn twice."""
         chosen = torch.randint(len(self), (self.count,), device=self._stored[0].device)
         pixels, origins, directions, pixel_area, norm = (tensor[chosen] for tensor in self._stored)
         return Patches(RayBundle(origins, directions, pixel_area, metadata={"directions_norm": norm}), pixels / 255)
 
 
 def alpha_depth_targets(parts: List[Patches]) -> Dict[str, Float[Tensor, "M Hc Wc 1"]]:
-    """``alpha`` and ``depth`` of the patches of a batch that know them, in the batch's order; a batch may have none."""
+    """``alpha`` and ``depth`` of the patches that have them, in the batch's order; a batch may have none."""
     found = {}
     for channel, name in ((3, "alpha"), (4, "depth")):
         known = [part.pixels[..., channel : channel + 1] for part in parts if part.pixels.shape[-1] > channel]

@@ -25,21 +25,21 @@ UNIT_RANGE = DepthRange(0.0, 1.0)
 
 
 class ViewPool:
-    """The newest teacher views; when it is full, a new one takes the place of the oldest.
+    """The newest teacher views. When the pool is full, a new view replaces the oldest one.
 
-    A stored picture may be a tile of a larger view: ``corner`` is the tile's place in it.
+    A stored view may be a tile of a larger one; ``corner`` is the tile's position in it.
 
     Args:
-        capacity: How many pictures it holds.
-        tile: (H, W) of a stored picture.
-        size: (H, W) of the whole view that the pinhole camera describes.
+        capacity: The largest number of stored views.
+        tile: (H, W) of a stored view.
+        size: (H, W) of the whole view, which the pinhole camera describes.
         focal: Focal length in pixels.
         upscale: s.
-        device: Where the pictures live.
-        cache: Optional folder where the pictures are kept too, so that an interrupted run finds them again.
-        identity: What the cached pictures show; a cache with another identity is refused.
+        device: Device of the stored views.
+        cache: Folder in which the views are stored too, so that an interrupted run need not render them again.
+        identity: Names what the views depend on; a cache with another identity is refused.
         channels: C.
-        depths: The near and the far plane, between which depth is kept, as a DepthRange.
+        depths: The planes between which depth is stored.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ViewPool:
         return self.images.numel() + 4 * self.c2w.numel() + 8 * self.corner.numel()
 
     def mean_age(self, step: int) -> float:
-        """How many steps ago the stored pictures were added, on average. A cache's count as added at step 0."""
+        """How many steps ago the stored views were added, on average. Views of a cache count as added at step 0."""
         return step - float(self.added_at[: len(self)].mean()) if len(self) else 0.0
 
     def add(
@@ -80,7 +80,7 @@ class ViewPool:
             image: Colours and alpha in 0..1, and z in world units, 0 where it is not known.
             c2w: Its pose.
             corner: Its top left pixel (y, x) in the whole view.
-            step: When that is.
+            step: The present step.
         """
         slot = self.num_added % self.capacity
         self.images[slot] = to_bytes(image, self.depths)
@@ -89,7 +89,7 @@ class ViewPool:
         self.added_at[slot] = step
         if self._cache is not None:
             views, records = self._cache
-            # A picture never stands beside another picture's pose: the record goes first and comes back last.
+            # A view must never have the pose of another one, so its record is removed first and written last.
             records[slot] = np.nan
             records.flush()
             views[slot] = to_bytes(image, self._cache_depths).cpu().numpy()
@@ -115,9 +115,9 @@ class ViewPool:
         newest = whole[records[whole, -1].argmax()]
         self.num_added = int(records[newest, -1]) + 1
         for slot in range(len(self)):
-            # A view that a kill cut short is next to be replaced; until then the newest one stands in for it.
+            # A view that was half-written is replaced next; until then the newest view is used in its place.
             source = slot if np.isfinite(records[slot, -1]) else newest
-            # Near and far are found anew in each run, and differ a little.
+            # Near and far are measured anew in each run, and differ slightly.
             view = from_bytes(torch.from_numpy(np.array(views[source])), self._cache_depths)
             self.images[slot] = to_bytes(view, self.depths).to(self.images.device)
             self.c2w[slot] = torch.from_numpy(records[source, :12].reshape(3, 4)).to(self.c2w)
@@ -147,13 +147,13 @@ def announce_memory(
 
 
 def to_bytes(image: Float[Tensor, "H W C"], depths: DepthRange) -> UInt8[Tensor, "H W C"]:
-    """A teacher view as the pool keeps it.
+    """A teacher view as the pool stores it.
 
-    A byte for depth is a step of 0.4 % of the range between the planes, in z or in 1/z as the student learns it: far
-    less than its error. 0 is left to what is not known; a z in front of the near plane, a floater's, becomes that too.
+    One byte of depth is a step of 0.4 % of the range between the planes, in z or in 1/z. That is much less than the
+    student's error. 0 means that depth is not known; z in front of the near plane (a floater) becomes 0 too.
     """
     if image.shape[-1] == 5:
-        # z is 0 where it is not known, and a division by that would be infinite, or no number.
+        # z is 0 where it is not known; dividing by it would give infinity or NaN.
         z = image[..., 4:]
         part = torch.where(z > 0, depths.normalize(z.clamp_min(1e-9)), 0.0)
         image = torch.cat([image[..., :4], part.clamp(0, 1)], dim=-1)
@@ -172,7 +172,7 @@ def from_bytes(image: UInt8[Tensor, "H W C"], depths: DepthRange) -> Float[Tenso
 def _open_cache(folder: Path, shape: Tuple[int, int, int, int], identity: str, depths: DepthRange):
     """Memory maps of the cached views (N, H, W, C) and of their records (N, 15): pose, corner, running number.
 
-    With them come the planes between which a cache keeps depth: those of the run that began it.
+    Also returns the planes between which the cache stores depth: those of the run that created it.
     """
     capacity, height, width, channels = shape
     header = {"capacity": capacity, "tile": [height, width], "channels": channels, "identity": identity}
@@ -186,8 +186,8 @@ def _open_cache(folder: Path, shape: Tuple[int, int, int, int], identity: str, d
         found = json.loads(path.read_text())
         kept = DepthRange(*found.pop("depths", depths))
         if found != header:
-            raise UserError(f"{folder} holds views of another teacher, size or capacity, or other outputs of it: empty "
-                            "it or name another folder with --pipeline.datamanager.cache-dir.")  # fmt: skip
+            raise UserError(f"{folder} has views of another teacher, size, capacity or other outputs: empty it, or "
+                            "name another folder with --pipeline.datamanager.cache-dir.")  # fmt: skip
         maps = tuple(np.lib.format.open_memmap(folder / name, "r+") for name in ("views.npy", "records.npy"))
         return maps, kept
     except (OSError, ValueError) as error:

@@ -1,6 +1,6 @@
 """New camera poses from the distribution of a capture's own cameras.
 
-A student learns only what it is shown, so teacher views come from where people will look: the region that the photos
+A student renders only views like those it was trained on. So teacher views are rendered from the region that the photos
 were taken from. Poses are camera-to-world (3, 4), OpenGL axes (x right, y up, looking down -z), as in nerfstudio.
 """
 

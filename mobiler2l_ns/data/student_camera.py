@@ -26,7 +26,7 @@ NUM_PROBES = 24
 
 @dataclass(frozen=True)
 class StudentCamera:
-    """What the student's buffers are filled with before training."""
+    """Values of the student's buffers, set before training."""
 
     height: int
     """H."""

@@ -1,6 +1,6 @@
 """Coverage: which rays the training views contained, and how a camera elsewhere is brought back to them.
 
-An orbit's student has learned the rays that pass near the orbit's focus. It knows nothing about others.
+A student of an orbit has learned the rays that pass near the orbit's focus; for other rays its colours are artefacts.
 
 H, W: pixels of a view; C: channels, 3 for colours, 4 with alpha, 5 with depth.
 """
@@ -100,12 +100,12 @@ def spread_viewpoints(c2w: Float[Tensor, "N 3 4"]) -> Float[Tensor, "32 3 4"]:
 def trained_extent(
     c2w: Float[Tensor, "N 3 4"], focus: Float[Tensor, "3"], size: Tuple[int, int], focal: float
 ) -> Float[Tensor, "2"]:
-    """How far the rays of training pictures pass the focus, to the side and upwards: rays beyond were never seen.
+    """How far the rays of training views pass the focus, to the side and upwards; rays beyond were not trained.
 
     Args:
         c2w: Poses of the training cameras.
-        focus: What they go around.
-        size: (H, W) of their pictures.
+        focus: The point that they go around.
+        size: (H, W) of their views.
         focal: Their focal length in pixels.
     """
     height, width = size
@@ -119,10 +119,10 @@ def coverage_ratio(
     rays_o: Float[Tensor, "*batch 3"], rays_d: Float[Tensor, "*batch 3"], focus: Float[Tensor, "3"],
     up: Float[Tensor, "3"], extent: Float[Tensor, "2"],
 ) -> Float[Tensor, "*batch 3"]:  # fmt: skip
-    """How far rays with directions of unit length pass the focus, as parts of the trained extent.
+    """How far rays with directions of unit length pass the focus, as fractions of the trained extent.
 
-    To the side, upwards, and altogether, which also tells of rays that turn their back on the focus. A ray was never
-    seen where one of them is above 1.
+    The three numbers are: to the side, upwards, and the distance, which also finds rays that point away from the
+    focus. A ray was not trained where one of them is above 1.
     """
     offsets = ray_offsets(rays_o, rays_d, focus, up).abs() / extent
     distance = ray_distances(rays_o, rays_d, focus) / extent.norm()
@@ -143,7 +143,7 @@ def ray_offsets(
 def ray_distances(
     rays_o: Float[Tensor, "*batch 3"], rays_d: Float[Tensor, "*batch 3"], point: Float[Tensor, "3"]
 ) -> Float[Tensor, "*batch"]:
-    """How near rays, with directions of unit length, come to a point; what lies behind their origins does not count."""
+    """Smallest distance of rays, with directions of unit length, to a point; rays begin at their origins."""
     offset = point - rays_o
     along = (offset * rays_d).sum(dim=-1, keepdim=True).clamp_min(0)
     return (offset - along * rays_d).norm(dim=-1)

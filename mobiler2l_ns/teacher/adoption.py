@@ -21,7 +21,7 @@ from mobiler2l_ns.teacher.teacher import Teacher
 
 
 class Adoption(NamedTuple):
-    """What a student takes over from its teacher's run."""
+    """The part of a teacher's run that a student takes over."""
 
     dataparser: DataParserConfig
     """The data parser that both live in one world with."""
@@ -122,7 +122,7 @@ def resolve_teacher(teacher: Optional[Path], data: Path, outputs: Path) -> Path:
         try:
             config = read_config(path)
         except UserError:
-            continue  # another project's or an unfinished run: not ours to complain about
+            continue  # a run of another project, or an unfinished one
         run_data = config.pipeline.datamanager.data or config.data
         same_data = run_data is not None and Path(run_data).resolve() == data.resolve()
         if same_data and not _is_student(config) and checkpoint_paths(path, config):
