@@ -1,4 +1,4 @@
-"""Runs a CoreML ML program where CoreML is not: each operation in torch, rounded to the type that it declares."""
+"""Runs a CoreML ML program without CoreML: each operation runs in torch and is rounded to its declared type."""
 
 from pathlib import Path
 from typing import Dict
@@ -46,7 +46,7 @@ def whole(numbers):
 
 
 class Operations:
-    """What ML programs mean by their operations, as far as a student needs them."""
+    """The operations of ML programs that a student has."""
 
     add = staticmethod(lambda x, y: torch.as_tensor(x) + y)
     mul = staticmethod(lambda x, y: torch.as_tensor(x) * y)

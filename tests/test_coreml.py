@@ -1,4 +1,4 @@
-"""The CoreML package: what goes in and out, which half is which precision, and its numbers, operation by operation."""
+"""The CoreML package: inputs, outputs and number formats, and its results operation by operation."""
 
 import sys
 
@@ -18,7 +18,7 @@ INSTALL = "uv pip install 'mobiler2l-ns[coreml]'"
 
 @pytest.fixture(scope="module")
 def ct():
-    """coremltools, without which there is nothing to convert with."""
+    """coremltools; without it these tests are skipped."""
     return pytest.importorskip("coremltools", reason=f"CoreML IS NOT TESTED: coremltools is missing ({INSTALL})")
 
 
@@ -46,7 +46,7 @@ def test_the_camera_travels_along(package, ct):
 
 
 def test_its_numbers_are_the_students(package):
-    """Run operation by operation it is torch's picture, but for float16 in the network alone."""
+    """The package, run operation by operation, gives torch's image up to the float16 of the network."""
     from ml_program import load_program, run
 
     model, path = package
@@ -70,14 +70,14 @@ def test_alpha_and_depth(outputs, ct, tmp_path):
     pose = viewing_range(model).sample(1)
     with torch.no_grad():
         truth = PoseToImage(model.sampler, model.embedder, model.network, outputs).eval()(pose)
-    pictures = run(load_program(tmp_path / "deep.mlpackage"), pose.numpy())
-    assert tuple(pictures) == OUTPUT_NAMES[outputs]
+    images = run(load_program(tmp_path / "deep.mlpackage"), pose.numpy())
+    assert tuple(images) == OUTPUT_NAMES[outputs]
     for name, expected in zip(OUTPUT_NAMES[outputs], truth):
-        assert np.abs(pictures[name] - expected.numpy()).max() < (0.06 if name == "depth" else 0.02)
+        assert np.abs(images[name] - expected.numpy()).max() < (0.06 if name == "depth" else 0.02)
 
 
 def test_float16_codes_would_be_worse(ct, monkeypatch, tmp_path):
-    """The reason for two precisions: with all of it in float16 a steep student's picture is off several times more."""
+    """The reason for two precisions: in float16 alone, the error is several times as large."""
     from ml_program import load_program, run
 
     from mobiler2l_ns.export import coreml_files

@@ -1,6 +1,5 @@
-"""The command ns-export-mobiler2l: files and report, the output folder, options, and errors."""
+"""The command ns-export-mobiler2l: files and report, comparison with photos, options, and errors."""
 
-import errno
 import importlib.util
 import json
 import math
@@ -13,25 +12,20 @@ import onnx
 import pytest
 import torch
 import yaml
-from builders import KINDS, STUDENT_CAMERA, corrupt, make_student, some_poses, torch_image, write_run
+from builders import KINDS, STUDENT_CAMERA, make_student, write_run
+from export_builders import export_run, some_poses, torch_image
 from mobiler2l_ns.method_configs import mobiler2l_teacher_small
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from PIL import Image
 
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export import command as export
-from mobiler2l_ns.export.command import ExportMobileR2L
 from mobiler2l_ns.export.comparison import Comparison
 from mobiler2l_ns.export.output_folder import files_of
 from mobiler2l_ns.runtime import Renderer
 
 ONNX_FILES = {"Sampler.onnx", "Embedder.onnx", "MobileR2L.onnx", "pipeline.onnx"}
 SNAP_FILES = {"Sampler.onnx", "Embedder.onnx", "lego_SnapGELU.onnx"}
-
-
-def export_run(config_path, output_dir, **options):
-    """What the command does, without photos unless asked for."""
-    return ExportMobileR2L(config_path, output_dir, **{"num_views": 0, **options}).export()
 
 
 @pytest.fixture
@@ -85,100 +79,6 @@ def test_command_line(config_path, tmp_path, monkeypatch, capsys):
     export.entrypoint()
     printed = capsys.readouterr().out
     assert "lego_SnapGELU.onnx" in printed and "Next:" in printed
-
-
-# -- the output folder ------------------------------------------------------------------------------------------------
-
-
-def contents(folder):
-    """The bytes of all files below a folder."""
-    return {name: (folder / name).read_bytes() for name in files_of(folder)}
-
-
-def test_an_export_is_replaced_on_request_only(config_path, tmp_path):
-    output_dir = tmp_path / "out"
-    output_dir.mkdir()  # empty: may be used
-    export_run(config_path, output_dir)
-    before = contents(output_dir)
-    with pytest.raises(UserError, match="out holds an export: pass another --output-dir, or --overwrite True"):
-        export_run(config_path, output_dir)
-    assert contents(output_dir) == before
-    other = write_run(tmp_path / "other")
-    assert export_run(other, output_dir, targets=("onnx",), overwrite=True)["run"]["config"] == str(other)
-    assert {path.name for path in output_dir.iterdir()} == {"onnx", "report.json"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out", "run"]
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("report", [None, "{}", "[]", "no json", '{"run": {"config": "config.yml"}}'])
-def test_a_folder_that_is_no_export_is_never_replaced(config_path, tmp_path, overwrite, report):
-    home = tmp_path / "home"
-    (home / "work").mkdir(parents=True)
-    (home / "work" / "thesis.tex").write_text("mine")
-    if report is not None:
-        (home / "report.json").write_text(report)
-    before = contents(home)
-    with pytest.raises(UserError, match="home is not empty and holds no export: pass another --output-dir"):
-        export_run(config_path, home, overwrite=overwrite)
-    assert contents(home) == before
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_files_beside_an_export_are_never_deleted(config_path, tmp_path, overwrite):
-    output_dir = tmp_path / "out"
-    export_run(config_path, output_dir)
-    (output_dir / "onnx" / "notes.txt").write_text("mine")
-    before = contents(output_dir)
-    with pytest.raises(UserError, match=r"files that are not part of an export \(onnx/notes.txt\)"):
-        export_run(config_path, output_dir, overwrite=overwrite)
-    assert contents(output_dir) == before
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device"), None])
-def test_failure_leaves_nothing_behind(config_path, tmp_path, monkeypatch, error):
-    def fail(model, folder, *options):
-        write_snap_files(model, folder, *options)
-        if error is not None:
-            raise error
-        corrupt(folder / "lego_SnapGELU.onnx")
-
-    write_snap_files = export.write_snap_files
-    export_run(config_path, tmp_path / "kept")
-    before = contents(tmp_path / "kept")
-    monkeypatch.setattr(export, "write_snap_files", fail)
-    expected, match = {
-        KeyboardInterrupt: (KeyboardInterrupt, None),
-        OSError: (UserError, "No space left"),
-        type(None): (UserError, "snap/lego_SnapGELU.onnx differs"),
-    }[type(error)]
-    for target in (tmp_path / "kept", tmp_path / "new" / "deep"):
-        with pytest.raises(expected, match=match):
-            export_run(config_path, target, overwrite=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["kept", "run"]
-    assert contents(tmp_path / "kept") == before
-
-
-def test_a_failed_renaming_restores_the_previous_export(config_path, tmp_path, monkeypatch):
-    def rename(path, target):
-        if path.name.endswith(".writing"):
-            raise OSError(errno.EXDEV, "Invalid cross-device link")
-        return real(path, target)
-
-    export_run(config_path, tmp_path / "kept")
-    before, real = contents(tmp_path / "kept"), Path.rename
-    monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(UserError, match="kept cannot be written .*cross-device"):
-        export_run(config_path, tmp_path / "kept", overwrite=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["kept", "run"]
-    assert contents(tmp_path / "kept") == before
-
-
-def test_output_paths_that_cannot_be_written(config_path, tmp_path):
-    (tmp_path / "file").write_text("x")
-    for target in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match="file"):
-            export_run(config_path, target)
-    assert (tmp_path / "file").read_text() == "x"
 
 
 # -- the comparison with photos ---------------------------------------------------------------------------------------
@@ -274,7 +174,7 @@ def test_a_training_ends_well_where_nothing_can_be_exported(build_pipeline, monk
 
 @pytest.mark.parametrize(("precision", "size", "psnr"), [("fp16", 0.75, 55), ("int8", 2.0, 20)])
 def test_fewer_bits(config_path, tmp_path, precision, size, psnr):
-    """At this tiny size constants outweigh the weights; scripts/bench/export.py has the published network."""
+    """At this size constants take more bytes than weights; scripts/bench/export.py has the published network."""
     full = export_run(config_path, tmp_path / "fp32", targets=("onnx",))
     report = export_run(config_path, tmp_path / "out", targets=("onnx",), precision=precision)
     name = "onnx/pipeline.onnx"
@@ -287,7 +187,7 @@ def test_fewer_bits(config_path, tmp_path, precision, size, psnr):
 
 @pytest.mark.parametrize("outputs", ["rgb", "rgba", "rgbad"])
 def test_a_run_with_alpha_and_depth_is_exported(tmp_path, outputs):
-    """Verified, whatever is asked for: a picture an output, and never another number of channels."""
+    """All files are verified and have one output for each of the asked channels."""
     config_path = write_run(tmp_path / "run", make_student(outputs="rgbad"))
     out = tmp_path / "out"
     export_run(config_path, out, outputs=outputs, targets=("onnx", "snap"))
@@ -295,8 +195,8 @@ def test_a_run_with_alpha_and_depth_is_exported(tmp_path, outputs):
     assert names == ["rgb", "alpha", "depth"][: len(outputs) - 2]
     for path in (out / "onnx" / "MobileR2L.onnx", out / "snap" / "lego_SnapGELU.onnx"):
         shapes = {
-            picture.name: [size.dim_value for size in picture.type.tensor_type.shape.dim]
-            for picture in onnx.load(path).graph.output
+            output.name: [size.dim_value for size in output.type.tensor_type.shape.dim]
+            for output in onnx.load(path).graph.output
         }
         expected = {"output": [1, 3, 48, 72], "alpha": [1, 1, 48, 72], "depth01": [1, 1, 48, 72]}
         assert shapes == {name: expected[name] for name in list(expected)[: len(outputs) - 2]}
@@ -338,7 +238,7 @@ def test_unknown_words_end_the_command(config_path, tmp_path, monkeypatch, capsy
 
 
 def test_every_target_in_one_folder(config_path, tmp_path):
-    """One truth for all; the report lists every file, packages' inner ones included."""
+    """The report lists every file, those inside the CoreML package included."""
     targets = ("onnx", "snap", "web", *(("coreml",) if importlib.util.find_spec("coremltools") else ()))
     report = export_run(config_path, tmp_path / "out", targets=targets)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*targets, "report.json"}

@@ -7,16 +7,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from builders import (
-    KINDS,
-    STUDENT_CAMERA,
-    make_student,
-    nerfstudio_rays,
-    some_poses,
-    template_orbit,
-    torch_image,
-    write_both,
-)
+from builders import KINDS, STUDENT_CAMERA, make_student
+from export_builders import nerfstudio_rays, some_poses, template_orbit, torch_image, write_both
 
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export import onnx_files, onnx_graph, snap_files
@@ -120,7 +112,7 @@ def test_sampler_and_embedder_are_small_at_the_published_size(tmp_path):
 
 
 def test_too_many_rays_for_files_are_one_sentence():
-    """800 x 800 rays of 312 codes are 0.8 GB; the same rays with super-resolution behind them are few."""
+    """800 x 800 rays of 312 codes are 0.8 GB. With super-resolution, 800 x 800 pixels need fewer rays."""
     camera = {**STUDENT_CAMERA, "height": 800, "width": 800}
     model = make_student(camera, **KINDS["r2l"])
     with pytest.raises(UserError, match="800x800 pixels would pass 0.80 GB.*--pipeline.datamanager.image-size"):
@@ -154,7 +146,7 @@ def test_the_one_graph_renders_any_number_of_poses(exported):
 
 
 def test_a_wrong_order_of_codes_shows(exported):
-    """The test above can fail: a host that reads code-major instead of coordinate-major renders something else."""
+    """A host that reads codes before coordinates renders another image, which the comparisons detect."""
     model, folder = exported
     renderer = Renderer(folder)
     c2w = some_poses()[0]
@@ -196,15 +188,15 @@ def test_template_orbit_looks_at_the_origin_from_above():
 
 
 def test_alpha_and_depth(tmp_path):
-    """A network with five channels: the one graph returns them by name, depth in world units."""
+    """pipeline.onnx returns five channels by name, with depth in world units."""
     model = make_student(outputs="rgbad")
     folder = tmp_path / "onnx"
     folder.mkdir()
     onnx_files.write_onnx_files(model, folder, outputs="rgbad")
-    pictures = Renderer(folder).render_all(some_poses()[0])
-    assert {name: picture.shape for name, picture in pictures.items()} == {
+    images = Renderer(folder).render_all(some_poses()[0])
+    assert {name: image.shape for name, image in images.items()} == {
         "rgb": (48, 72, 3), "alpha": (48, 72, 1), "depth": (48, 72, 1),
     }  # fmt: skip
-    assert 0 <= pictures["alpha"].min() < pictures["alpha"].max() <= 1
-    assert 2.0 <= pictures["depth"].min() < pictures["depth"].max() <= 5.0
+    assert 0 <= images["alpha"].min() < images["alpha"].max() <= 1
+    assert 2.0 <= images["depth"].min() < images["depth"].max() <= 5.0
     assert Renderer(folder).render_chain(some_poses()[0]).shape == (48, 72, 3)

@@ -5,7 +5,8 @@ import sys
 
 import numpy as np
 import pytest
-from builders import make_student, some_poses, write_both
+from builders import make_student
+from export_builders import some_poses, write_both
 
 from mobiler2l_ns.runtime import Renderer
 

@@ -55,7 +55,7 @@ def test_every_kind_of_student_is_imported(lens):
 
 
 def test_backends_of_each_file(lens):
-    """Sines and permutations stay off the NPU, GELU off Android GPUs; all else runs everywhere."""
+    """The NPU lacks sines and permutations, Android GPUs lack GELU. All backends run the other operators."""
     model, folder = lens
     everywhere = {"CPU": [], "iPhone GPU": [], "Android GPU": [], "iPhone NPU": []}
     for name, operators in NOT_ON_NPU.items():
@@ -68,7 +68,7 @@ def test_backends_of_each_file(lens):
 
 
 def test_alpha_and_depth_run_wherever_colours_do(tmp_path):
-    """They are convolutions of their own: nothing is cut, which the NPU could not do."""
+    """They have convolutions of their own. No output is sliced, which the NPU does not support."""
     model = make_student(outputs="rgbad")
     write_snap_files(model, tmp_path, "lens", "rgbad")
     network = tmp_path / "lens_SnapGELU.onnx"
@@ -183,7 +183,7 @@ def with_viewpoints(c2w):
 
 
 def read_constants(model):
-    """The block's constants as Python's."""
+    """The JavaScript constants as Python numbers."""
     text = controller_constants(model)
     numbers = {
         name: float(value.replace("Infinity", "inf"))
@@ -198,7 +198,7 @@ def read_constants(model):
 
 
 def template_pose(constants, theta, phi):
-    """What the template makes of an orbit's angles (degrees): MAT_CONST * turn * tilt * shift."""
+    """The template's pose for angles of its orbit (degrees): MAT_CONST * turn * tilt * shift."""
     theta, phi = math.radians(theta), math.radians(phi)
     shift, tilt, turn = np.eye(4), np.eye(4), np.eye(4)
     shift[2, 3] = constants["RADIUS"]
@@ -221,7 +221,7 @@ def test_constants_of_a_student_without_viewpoints():
 
 
 def test_constants_of_a_known_orbit():
-    """All round a centre, 20 to 60 degrees up, 2 to 3 away."""
+    """A full circle around a centre, 20 to 60 degrees up, at distances of 2 to 3."""
     constants = read_constants(with_viewpoints(orbit_cameras((0.5, -1.0, 2.0), azimuth=(0, 315))))
     assert constants["CENTRE"] == pytest.approx([0.5, -1, 2], abs=1e-4)
     assert constants["RADIUS"] == pytest.approx(2.5, abs=1e-4)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import KINDS, STUDENT_CAMERA, corrupt, make_student, write_both
+from builders import KINDS, STUDENT_CAMERA, make_student
+from export_builders import corrupt, write_both
 from nerfstudio.data.scene_box import SceneBox
 
 from mobiler2l_ns import method_configs
@@ -64,7 +65,7 @@ def test_every_preset_and_activation(method, activation, tmp_path):
 
 
 def test_only_the_chain_of_a_steep_student_may_differ_by_more(tmp_path):
-    """Points rounded to float32 move a steep student's picture, in torch as well."""
+    """Rounding points to float32 changes the image of a steep student, in torch as well."""
     model = make_student(steepness=1.5)
     _, entries = check(model, write_both(model, tmp_path), viewing_range(model).sample(2, seed=5))
     verification.check_parity(entries, tmp_path)
