@@ -15,7 +15,7 @@ from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.models.base_model import Model
 from torch import Tensor
 
-from mobiler2l_ns.compat import without_lpips_download
+from mobiler2l_ns.compat import refuse_former_runs, without_lpips_download
 from mobiler2l_ns.errors import UserError
 
 
@@ -31,6 +31,7 @@ def read_config(config_path: Path):
         config_path = config_path / "config.yml"
     if not config_path.is_file():
         raise UserError(f"there is no {config_path}: pass the config.yml that ns-train wrote into the run's folder.")
+    refuse_former_runs()  # for commands of ours that do not discover the methods
     try:
         config = yaml.load(config_path.read_text(), Loader=yaml.Loader)
     except Exception as error:
