@@ -169,7 +169,7 @@ def test_a_record_is_nan_while_its_picture_is_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize("other", [{"identity": "teacher B"}, {"tile": (8, 8)}, {"capacity": 7}], ids=str)
 def test_a_cache_of_something_else_is_refused(tmp_path, other):
     filled_pool(2, cache=tmp_path, identity="teacher A")
-    with pytest.raises(UserError, match="another teacher, size or capacity") as caught:
+    with pytest.raises(UserError, match="another teacher, size, capacity or other outputs") as caught:
         filled_pool(0, cache=tmp_path, **{"identity": "teacher A", **other})
     assert str(tmp_path) in str(caught.value) and "--pipeline.datamanager.cache-dir" in str(caught.value)
     assert marks(filled_pool(0, cache=tmp_path, identity="teacher A")) == [0, 1]  # and is left alone
