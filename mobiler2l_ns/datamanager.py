@@ -180,7 +180,7 @@ class DistillationDataManager(CaptureDataManager):
         if needs_photos:
             self._load_photos()
         near_far = broadcast_from_main(lambda: self._near_far(focal))
-        camera = fit_student_camera(dataset.cameras, self.pose_sampler, self.size, near_far, self.points)
+        camera = fit_student_camera(dataset.cameras, self.pose_sampler, self.size, focal, near_far, self.points)
         dataset.metadata["student_camera"] = camera  # nerfstudio hands this dictionary to the model
         self.pool = ViewPool(
             capacity, tile, self.size, focal, config.upscale, self.device, self._cache_dir(), self._identity(focal),

@@ -23,6 +23,7 @@ from mobiler2l_ns.datamanager import DistillationDataManager, DistillationDataMa
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.command import ExportMobileR2L
 from mobiler2l_ns.export.onnx_files import check_size
+from mobiler2l_ns.export.report import RECORD
 from mobiler2l_ns.model import MobileR2LModel, MobileR2LModelConfig
 from mobiler2l_ns.training.distributed import broadcast_from_main, gather
 from mobiler2l_ns.training.finetuning import FineTuning, FineTuningConfig
@@ -153,7 +154,7 @@ class DistillationPipeline(VanillaPipeline):
             record = {"steps": step + 1, "processes": len(pools), "pool": merge_statistics(pools)}
             if self.finetuning is not None:
                 record["finetuning"] = self.finetuning.statistics()
-            (run_folder / "distillation.json").write_text(json.dumps(record, indent=2))
+            (run_folder / RECORD).write_text(json.dumps(record, indent=2))
 
     def _export(self, run_folder: Path) -> None:
         """Exports the trained student; a training that is done does not fail because that is not possible."""

@@ -58,14 +58,16 @@ class StudentCamera:
 
 
 def fit_student_camera(
-    cameras: Cameras, poses: PoseSampler, size: Tuple[int, int], near_far: Tuple[float, float], points: Points
-) -> StudentCamera:
+    cameras: Cameras, poses: PoseSampler, size: Tuple[int, int], focal: float, near_far: Tuple[float, float],
+    points: Points,
+) -> StudentCamera:  # fmt: skip
     """The student's camera for a capture.
 
     Args:
         cameras: The training cameras (N,).
         poses: Their pose distribution.
         size: H and W.
+        focal: Focal length in pixels, see ``student_focal``.
         near_far: Near and far plane, world units.
         points: Where the points lie.
     """
@@ -77,7 +79,7 @@ def fit_student_camera(
         depths = ((focus - c2w[:, :, 3]) * -c2w[:, :, 2]).sum(-1)
         focus_depths = float(depths.min()), float(depths.max())
     return StudentCamera(
-        *size, student_focal(cameras, size), near, far, points, cube_centre, cube_radius, focus, focus_depths,
+        *size, focal, near, far, points, cube_centre, cube_radius, focus, focus_depths,
         spread_viewpoints(c2w),
     )  # fmt: skip
 
