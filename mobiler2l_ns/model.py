@@ -25,7 +25,8 @@ from mobiler2l_ns.student.embedder import Embedder
 from mobiler2l_ns.student.network import MobileR2LNetwork, NetworkConfig, Outputs, check_network
 from mobiler2l_ns.student.renderer import Precision, StudentRenderer, split_channels
 from mobiler2l_ns.student.sampler import Sampler
-from mobiler2l_ns.training.losses import alpha_loss, depth_loss, rgb_loss
+from mobiler2l_ns.student.surface import SurfaceEmbedder
+from mobiler2l_ns.training.losses import alpha_loss, depth_loss, rgb_loss, surface_loss
 from mobiler2l_ns.training.metrics import error_map, image_metrics, patch_errors, psnr
 
 
@@ -50,6 +51,15 @@ class MobileR2LModelConfig(ModelConfig):
     together. auto: bounded where the photos have a transparent background (an object), else unbounded."""
     num_frequencies: int = 6
     """L: octaves of the positional code."""
+    surface_octaves: int = 0
+    """Octaves of the surface code: the student predicts where a ray meets a surface, and its network gets the code of
+    that point and the plain coordinates of the K points. 0: no surface code, as published; the network gets the codes
+    of the K points."""
+    surface_width: int = 64
+    """Channels of the small network that predicts the surface."""
+    surface_weight: float = 1.0
+    """Weight of the squared error of the predicted surface's depth, in the units of the depth's, beside that of the
+    colours."""
     jitter_points: bool = False
     """Move the points at random along their rays while training, as published."""
     precision: Precision = "auto"
@@ -84,8 +94,14 @@ class MobileR2LModel(Model):
             # What auto resolved to is saved in config.yml.
             config.points = camera.points if camera is not None else "bounded"
         self.sampler = Sampler(config.num_points, unbounded=config.points == "unbounded")
-        self.embedder = Embedder(config.num_frequencies)
-        in_channels = 3 * config.num_points * self.embedder.num_codes
+        if config.surface_octaves > 0:
+            self.embedder = SurfaceEmbedder(
+                config.num_points, config.num_frequencies, config.surface_octaves, config.surface_width
+            ).to(memory_format=torch.channels_last)
+            in_channels = self.embedder.out_channels
+        else:
+            self.embedder = Embedder(config.num_frequencies)
+            in_channels = 3 * config.num_points * self.embedder.num_codes
         # 1x1 convolutions are matrix products of channels-last tensors: up to twice as fast, on CPU and GPU alike.
         self.network = MobileR2LNetwork(in_channels, config.network).to(memory_format=torch.channels_last)
         self.coverage = Coverage()
@@ -123,9 +139,9 @@ class MobileR2LModel(Model):
         return self.renderer.size
 
     def get_param_groups(self) -> Dict[str, List[torch.nn.Parameter]]:
-        """``matrices``: weights of all convolutions but the last; ``others``: all else."""
+        """``matrices``: weights of all convolutions but the network's last; ``others``: all else."""
         groups = {"matrices": [], "others": []}
-        for name, parameter in self.network.named_parameters():
+        for name, parameter in (*self.embedder.named_parameters(), *self.network.named_parameters()):
             groups["matrices" if is_matrix(name, parameter) else "others"].append(parameter)
         return groups
 
@@ -141,14 +157,17 @@ class MobileR2LModel(Model):
         """``rgb`` (B, H, W, 3) for a bundle (B, h, w) of rays through cell centres, as in training.
 
         A student that has them also returns ``accumulation`` and ``depth`` (B, H, W, 1), the latter normalised: 0 at
-        the near plane, 1 at the far plane. A bundle (H, W) is a camera's view (ns-export pointcloud).
+        the near plane, 1 at the far plane. One with a surface code also returns ``surface_depth`` (B, h, w, 1), in the
+        same units. A bundle (H, W) is a camera's view (ns-export pointcloud).
 
         Raises:
             UserError: The rays are not a grid (some nerfstudio exports cast single rays).
         """
         if len(ray_bundle.shape) != 3:
             return self.get_outputs_for_camera_ray_bundle(ray_bundle)
-        return split_channels(self.renderer.render_rays(*student_rays(ray_bundle)).permute(0, 2, 3, 1))
+        view, surface = self.renderer.render_with_surface(*student_rays(ray_bundle))
+        outputs = split_channels(view.permute(0, 2, 3, 1))
+        return outputs if surface is None else {**outputs, "surface_depth": surface.permute(0, 2, 3, 1)}
 
     @torch.no_grad()
     def get_outputs_for_camera(self, camera: Cameras, obb_box: Optional[OrientedBox] = None) -> Dict[str, Tensor]:
@@ -211,6 +230,11 @@ class MobileR2LModel(Model):
             m = len(batch["depth"])
             weight = self.config.depth_weight * m / num_patches
             losses["depth_loss"] = weight * depth_loss(outputs["depth"][:m], batch["depth"], batch["alpha"][:m])
+        if "surface_depth" in outputs and "depth" in batch:
+            m = len(batch["depth"])
+            weight = self.config.surface_weight * m / num_patches
+            found = surface_loss(outputs["surface_depth"][:m], batch["depth"], batch["alpha"][:m])
+            losses["surface_loss"] = weight * found
         return losses
 
     def get_metrics_dict(self, outputs, batch) -> Dict[str, Tensor]:

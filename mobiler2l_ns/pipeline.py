@@ -63,7 +63,8 @@ class DistillationPipeline(VanillaPipeline):
     ):
         check_command(config.model.outputs)
         config.datamanager.upscale = config.model.network.upscale
-        config.datamanager.channels = len(config.model.outputs)
+        # The surface code learns from the teacher's depth, whatever the student's outputs are.
+        config.datamanager.channels = 5 if config.model.surface_octaves > 0 else len(config.model.outputs)
         config.datamanager.points = config.model.points
         config.datamanager.validation_photos = config.finetuning.validation_photos if config.finetuning.steps else 0
         # As if alone: VanillaPipeline can distribute CUDA models only.

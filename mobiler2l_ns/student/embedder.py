@@ -22,22 +22,37 @@ class Embedder(nn.Module):
         self.num_codes = 2 * num_frequencies + 1
 
     def forward(self, points: Float[Tensor, "B A *rest"]) -> Float[Tensor, "B A*{self.num_codes} *rest"]:
-        """Codes of coordinates, concatenated along the second axis: (B, 1, hw, 3K) to (B, 2L+1, hw, 3K).
+        """Codes of coordinates, concatenated along the second axis: (B, 1, hw, 3K) to (B, 2L+1, hw, 3K)."""
+        return positional_code(points, self.num_frequencies)
 
-        Sine and cosine are slow on every device. So they are computed for every third octave, and the octaves between
-        follow by doubling the angle, which is as accurate as float32 arithmetic on an angle of that size.
-        """
-        sines, cosines = [], []
-        sine = cosine = points  # replaced at level 0
-        for level in range(self.num_frequencies):
-            if level % 3 == 0:
-                angle = points * float(2**level)
-                sine, cosine = torch.sin(angle), torch.cos(angle)
-            else:
-                sine, cosine = sine * cosine * 2.0, sine * sine * -2.0 + 1.0
-            sines.append(sine)
-            cosines.append(cosine)
-        return torch.cat([*sines, *cosines, points], dim=1)
+    def encode(self, points: Float[Tensor, "B A h w"]) -> Float[Tensor, "B A*{self.num_codes} h w"]:
+        """Codes of points whose coordinates are channels, for a graph in which nothing is permuted."""
+        return self(points)
+
+
+def positional_code(
+    x: Float[Tensor, "B A *rest"], num_frequencies: int
+) -> Float[Tensor, "B A*(2*{num_frequencies}+1) *rest"]:
+    """Codes of numbers, concatenated along the second axis.
+
+    Sine and cosine are slow on every device. So they are computed for every third octave, and the octaves between
+    follow by doubling the angle, which is as accurate as float32 arithmetic on an angle of that size.
+
+    Args:
+        x: The numbers.
+        num_frequencies: L.
+    """
+    sines, cosines = [], []
+    sine = cosine = x  # replaced at level 0
+    for level in range(num_frequencies):
+        if level % 3 == 0:
+            angle = x * float(2**level)
+            sine, cosine = torch.sin(angle), torch.cos(angle)
+        else:
+            sine, cosine = sine * cosine * 2.0, sine * sine * -2.0 + 1.0
+        sines.append(sine)
+        cosines.append(cosine)
+    return torch.cat([*sines, *cosines, x], dim=1)
 
 
 def to_network_input(

@@ -6,7 +6,7 @@ for colours, 4 with alpha, 5 with depth.
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Dict, Literal, Optional, Tuple
+from typing import Dict, Literal, Optional, Tuple, Union, cast
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,7 @@ from mobiler2l_ns.student.coverage import FADE_MARGIN, Coverage
 from mobiler2l_ns.student.embedder import Embedder, to_network_input
 from mobiler2l_ns.student.network import MobileR2LNetwork
 from mobiler2l_ns.student.sampler import Sampler
+from mobiler2l_ns.student.surface import SurfaceEmbedder
 
 MAX_RAYS = 1 << 16  # R2L's 1008 codes of as many rays take 0.26 GB
 Precision = Literal["auto", "fp32", "bf16"]
@@ -45,8 +46,8 @@ class StudentRenderer:
     """
 
     def __init__(
-        self, sampler: Sampler, embedder: Embedder, network: MobileR2LNetwork, coverage: Coverage,
-        precision: Precision = "auto", jitter_points: bool = False,
+        self, sampler: Sampler, embedder: Union[Embedder, SurfaceEmbedder], network: MobileR2LNetwork,
+        coverage: Coverage, precision: Precision = "auto", jitter_points: bool = False,
     ):  # fmt: skip
         self.sampler, self.embedder, self.network, self.coverage = sampler, embedder, network, coverage
         self.precision, self.jitter_points = precision, jitter_points
@@ -72,6 +73,16 @@ class StudentRenderer:
         depths: Optional[Float[Tensor, "K"]] = None,
     ) -> Float[Tensor, "B C H W"]:  # fmt: skip
         """The view that belongs to a grid of rays (see cameras.py), with points at given depths or the student's."""
+        return self.render_with_surface(rays_o, rays_d, depths)[0]
+
+    def render_with_surface(
+        self, rays_o: Float[Tensor, "B h w 3"], rays_d: Float[Tensor, "B h w 3"],
+        depths: Optional[Float[Tensor, "K"]] = None,
+    ) -> Tuple[Float[Tensor, "B C H W"], Optional[Float[Tensor, "B 1 h w"]]]:  # fmt: skip
+        """The view of a grid of rays, and the normalised depth of the surface that each ray is predicted to meet.
+
+        The depth is None for a student without a surface code.
+        """
         if self.upscale > 1:
             return self._render_grid(rays_o, rays_d, depths)
         # Without super-resolution rays do not mix, so they fit in any grid. One column is faster than a batch of single
@@ -79,20 +90,25 @@ class StudentRenderer:
         b, h, w, _ = rays_d.shape
         limit = b * h * w if self.network.training else MAX_RAYS
         parts = zip(rays_o.reshape(1, -1, 1, 3).split(limit, dim=1), rays_d.reshape(1, -1, 1, 3).split(limit, dim=1))
-        column = torch.cat([self._render_grid(*part, depths) for part in parts], dim=2)
-        return column.reshape(-1, b, h, w).transpose(0, 1)
+        views, surfaces = zip(*(self._render_grid(*part, depths) for part in parts))
+        columns = torch.cat(views, dim=2), None if surfaces[0] is None else torch.cat(surfaces, dim=2)
+        view, surface = (None if c is None else c.reshape(-1, b, h, w).transpose(0, 1) for c in columns)
+        return cast(Tensor, view), surface
 
     def _render_grid(
         self, rays_o: Float[Tensor, "B h w 3"], rays_d: Float[Tensor, "B h w 3"], depths: Optional[Tensor]
-    ) -> Float[Tensor, "B C H W"]:
+    ) -> Tuple[Float[Tensor, "B C H W"], Optional[Float[Tensor, "B 1 h w"]]]:
         b, h, w, _ = rays_d.shape
         if self.network.training and self.jitter_points:
             depths = self.sampler.jittered_depths(rays_d)
         points = self.sampler.points(rays_o, rays_d, depths)
-        codes = self.embedder(points.reshape(b, 1, h * w, -1))
-        grid = to_network_input(codes, h, w).contiguous(memory_format=torch.channels_last)
+        if isinstance(self.embedder, SurfaceEmbedder):
+            grid, surface = self.embedder.encode_with_depth(points.permute(0, 3, 1, 2))
+        else:
+            grid, surface = to_network_input(self.embedder(points.reshape(b, 1, h * w, -1)), h, w), None
+        grid = grid.contiguous(memory_format=torch.channels_last)
         with self._arithmetic(grid.device):
-            return self.network(grid).to(codes.dtype)
+            return self.network(grid).to(grid.dtype), surface
 
     def _arithmetic(self, device: torch.device) -> AbstractContextManager:
         precision = self.precision
