@@ -26,6 +26,7 @@ from mobiler2l_ns.data.capture import CaptureDataManager, CaptureDataManagerConf
 from mobiler2l_ns.data.photos import PhotoSet, TrainingViewRays, load_photos
 from mobiler2l_ns.data.pool import ViewPool, announce_memory
 from mobiler2l_ns.data.poses import PoseKind, PoseSampler, fit_poses
+from mobiler2l_ns.data.reprojection import DENSITY, ReprojectedViews, render_depths, reproject
 from mobiler2l_ns.data.student_camera import (
     check_near_far,
     check_pinholes,
@@ -72,6 +73,13 @@ class DistillationDataManagerConfig(CaptureDataManagerConfig):
     """Render square tiles of this many ray-grid cells a side instead of whole views: more poses for the same pixels."""
     photo_share: float = 0.5
     """Fraction of each batch that comes from the photos. 0: teacher views only."""
+    reprojected_share: float = 0.0
+    """Fraction of the other patches that comes from reprojected views: photos moved to new poses by the teacher's
+    depth, which cost little and have a photo's colours. 0: none."""
+    reprojected_views: int = 400
+    """Reprojected views kept in memory, over all processes."""
+    photo_depth: bool = False
+    """Let photos teach depth, too: the teacher renders it for each photo before the first step."""
     hard_share: float = 0.0
     """Fraction of each batch drawn from the patches of the last batches with the largest errors (R2L's hard rays).
     Photos and teacher views divide the rest. 0: none are kept."""
@@ -170,7 +178,7 @@ class DistillationDataManager(CaptureDataManager):
         height, width = (min(side, (config.tile_cells or side) * config.upscale) for side in self.size)
         tile = height, width
         capacity = max(1, local_share(config.pool_views))
-        needs_photos = config.photo_share > 0 or config.validation_photos > 0
+        needs_photos = max(config.photo_share, config.validation_photos, config.reprojected_share) > 0
         photos = (len(dataset) if needs_photos else 0, *self.size, self._photo_channels())
         announce_memory((capacity, *tile, config.channels), photos, focal, config.cache_dir)
         if self.teacher_is_of_other_data:
@@ -178,29 +186,45 @@ class DistillationDataManager(CaptureDataManager):
             few = load_photos(dataset, height, width, 1, self.device, limit=4)
             check_same_scene(self.teacher, few, teacher, self.get_datapath())
         if needs_photos:
-            self._load_photos()
+            self.photos, self.validation = self._load_photos(*self.size)
         near_far = broadcast_from_main(lambda: self._near_far(focal))
         camera = fit_student_camera(dataset.cameras, self.pose_sampler, self.size, focal, near_far, self.points)
         dataset.metadata["student_camera"] = camera  # nerfstudio hands this dictionary to the model
         self.pool = ViewPool(
-            capacity, tile, self.size, focal, config.upscale, self.device, self._cache_dir(), self._identity(focal),
+            capacity, tile, self.size, focal, config.upscale, self.device, config.cache_dir, self._identity(focal),
             config.channels, camera.depths,
         )  # fmt: skip
-        self.mixer = BatchMixer(self.pool, self.photos, config.patches_per_batch, config.patch_cells, config.hard_share)
+        self.reprojected = None
+        if self.photos is not None and config.channels == 5 and (config.photo_depth or config.reprojected_share > 0):
+            self.reprojected = self._add_photo_depth(self.pool)
+        self.mixer = BatchMixer(
+            self.pool, self.photos, config.patches_per_batch, config.patch_cells, config.hard_share,
+            self.reprojected.pool if self.reprojected is not None else None, config.reprojected_share,
+        )  # fmt: skip
         self.view_stream = ViewStream(
             self.pool, self.pose_sampler, self.budget, self._render_teacher, config.initial_views
         )
 
-    def _load_photos(self) -> None:
-        alpha, (height, width) = self._photo_channels() == 4, self.size
+    def _load_photos(self, height: int, width: int) -> Tuple[PhotoSet, Optional[PhotoSet]]:
+        """The training photos, without those that are held out, and these."""
+        alpha = self._photo_channels() == 4
         photos = load_photos(self.train_dataset, height, width, self.config.upscale, self.device, with_alpha=alpha)
-        if 0 < self.config.validation_photos < len(photos):
-            photos, self.validation = photos.hold_out(self.config.validation_photos)
-        self.photos = photos
+        return photos.hold_out(self.config.validation_photos)
 
     def _photo_channels(self) -> int:
         """4 where photos can teach alpha, too."""
         return 4 if self.config.channels > 3 and self.train_dataset.metadata["transparent_background"] else 3
+
+    def _add_photo_depth(self, pool: ViewPool) -> Optional[ReprojectedViews]:
+        """Adds the teacher's depth to the photos, and with it moves them to new poses."""
+        assert self.photos is not None
+        z, alpha = render_depths(self.teacher.render_all, self.photos.cameras)
+        self.photos = self.photos.with_geometry(alpha, z, pool.depths)
+        if self.config.reprojected_share == 0:
+            return None
+        large, _ = self._load_photos(*(DENSITY * side for side in self.size))
+        capacity = max(1, local_share(self.config.reprojected_views))
+        return reproject(large, z, pool, self.pose_sampler, capacity)
 
     def _near_far(self, focal: float) -> Tuple[float, float]:
         if self.config.near_far is not None:
@@ -217,10 +241,6 @@ class DistillationDataManager(CaptureDataManager):
         step = getattr(self.teacher, "step", 0)
         return f"{self.config.teacher.load_config} step {step} {height}x{width} focal {focal:.3f}"
 
-    def _cache_dir(self) -> Optional[Path]:
-        folder = self.config.cache_dir
-        return folder if folder is None or comms.get_world_size() == 1 else folder / f"rank-{comms.get_rank()}"
-
     def next_train(self, step: int) -> Tuple[RayBundle, Dict]:
         """This process's part of a batch in ns-train, see ``BatchMixer.draw``.
 
@@ -233,11 +253,9 @@ class DistillationDataManager(CaptureDataManager):
         self.train_count += 1
         if self.photo_share < 1:
             self.view_stream.advance(self.train_count)
+            if self.reprojected is not None:
+                self.reprojected.advance(self.train_count)
         return self.mixer.draw(self.photo_share)
-
-    def add_hard_patches(self, errors: Float[Tensor, "B"]) -> None:
-        """Passes on the mean squared error of each patch of the last batch, see ``BatchMixer``."""
-        self.mixer.add_hard_patches(errors)
 
     def next_eval(self, step: int) -> Tuple[RayBundle, Dict]:
         """Patches of held-out photos."""

@@ -26,7 +26,7 @@ from mobiler2l_ns.student.network import MobileR2LNetwork, NetworkConfig, Output
 from mobiler2l_ns.student.renderer import Precision, StudentRenderer, split_channels
 from mobiler2l_ns.student.sampler import Sampler
 from mobiler2l_ns.student.surface import SurfaceEmbedder
-from mobiler2l_ns.training.losses import alpha_loss, depth_loss, rgb_loss, surface_loss
+from mobiler2l_ns.training.losses import alpha_loss, depth_loss, rgb_loss, structure_loss, surface_loss
 from mobiler2l_ns.training.metrics import error_map, image_metrics, patch_errors, psnr
 
 
@@ -60,6 +60,8 @@ class MobileR2LModelConfig(ModelConfig):
     surface_weight: float = 1.0
     """Weight of the squared error of the predicted surface's depth, in the units of the depth's, beside that of the
     colours."""
+    structure_weight: float = 0.0
+    """Weight of 1 - SSIM (of small windows) beside the colours' squared error: sharper details."""
     jitter_points: bool = False
     """Move the points at random along their rays while training, as published."""
     precision: Precision = "auto"
@@ -230,6 +232,9 @@ class MobileR2LModel(Model):
             m = len(batch["depth"])
             weight = self.config.depth_weight * m / num_patches
             losses["depth_loss"] = weight * depth_loss(outputs["depth"][:m], batch["depth"], batch["alpha"][:m])
+        if self.config.structure_weight > 0:
+            found = structure_loss(outputs["rgb"], batch["image"])
+            losses["structure_loss"] = self.config.structure_weight * found
         if "surface_depth" in outputs and "depth" in batch:
             m = len(batch["depth"])
             weight = self.config.surface_weight * m / num_patches
@@ -245,7 +250,7 @@ class MobileR2LModel(Model):
         errors = patch_errors(outputs["rgb"].detach(), batch["image"].to(self.device))
         parts = {"psnr": errors}
         if "sources" in batch:
-            parts["psnr_to_teacher"], parts["psnr_to_photos"], _ = errors.split(batch["sources"])
+            parts["psnr_to_teacher"], _, parts["psnr_to_photos"], _ = errors.split(batch["sources"])
         return {name: -10 * torch.log10(part.mean()) for name, part in parts.items() if len(part)}
 
     def get_image_metrics_and_images(self, outputs, batch) -> Tuple[Dict[str, float], Dict[str, Tensor]]:

@@ -27,6 +27,7 @@ from mobiler2l_ns.export.report import RECORD
 from mobiler2l_ns.model import MobileR2LModel, MobileR2LModelConfig
 from mobiler2l_ns.training.distributed import broadcast_from_main, gather
 from mobiler2l_ns.training.finetuning import FineTuning, FineTuningConfig
+from mobiler2l_ns.training.losses import ignore_unknown
 from mobiler2l_ns.training.metrics import patch_errors, psnr
 from mobiler2l_ns.viewer.panels import ExportPanel, StreamPanel
 from mobiler2l_ns.viewer.start_view import StartView
@@ -92,10 +93,11 @@ class DistillationPipeline(VanillaPipeline):
         """nerfstudio's, and the datamanager learns the error of each patch."""
         ray_bundle, batch = self.datamanager.next_train(step)
         outputs = self._model(ray_bundle)
+        batch = ignore_unknown(outputs, batch)
         metrics = {**self.model.get_metrics_dict(outputs, batch), **self.datamanager.progress()}
         losses = self.model.get_loss_dict(outputs, batch, metrics)
         if self.config.datamanager.hard_share > 0:
-            self.datamanager.add_hard_patches(patch_errors(outputs["rgb"].detach(), batch["image"]))
+            self.datamanager.mixer.add_hard_patches(patch_errors(outputs["rgb"].detach(), batch["image"]))
         return outputs, losses, metrics
 
     def get_eval_loss_dict(self, step: int):

@@ -11,7 +11,7 @@ from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.utils import comms
 from torch import Tensor
 
-from mobiler2l_ns.data.patches import HardPatches, Patches, alpha_depth_targets, join_bundles
+from mobiler2l_ns.data.patches import HardPatches, Patches, alpha_depth_targets, join_bundles, known_pixels
 from mobiler2l_ns.data.photos import PhotoSet
 from mobiler2l_ns.data.pool import ViewPool
 from mobiler2l_ns.errors import UserError
@@ -29,6 +29,8 @@ class BatchMixer:
         patches_per_batch: Patches in a batch, over all processes.
         patch_cells: Side of a patch in ray-grid cells; None: whole views.
         hard_share: Fraction of each batch that is drawn from hard patches.
+        reprojected: Reprojected views, or None if none are used.
+        reprojected_share: Their fraction of the patches that do not come from the photos.
 
     Attributes:
         patch_size: hc and wc.
@@ -37,9 +39,10 @@ class BatchMixer:
 
     def __init__(
         self, pool: ViewPool, photos: Optional[PhotoSet], patches_per_batch: int, patch_cells: Optional[int],
-        hard_share: float,
+        hard_share: float, reprojected: Optional[ViewPool] = None, reprojected_share: float = 0.0,
     ):  # fmt: skip
         self.pool, self.photos, self.patches_per_batch = pool, photos, patches_per_batch
+        self.reprojected, self.reprojected_share = reprojected, reprojected_share
         h, w = (side // pool.upscale for side in pool.tile)
         self.patch_size = (h, w) if patch_cells is None else (min(patch_cells, h), min(patch_cells, w))
         count = local_share(patches_per_batch)
@@ -49,15 +52,16 @@ class BatchMixer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that pool, photos and hard patches take."""
-        return sum(part.nbytes for part in (self.pool, self.photos, self.hard_patches) if part is not None)
+        """Bytes that pools, photos and hard patches take."""
+        parts = self.pool, self.reprojected, self.photos, self.hard_patches
+        return sum(part.nbytes for part in parts if part is not None)
 
     def draw(self, photo_share: float) -> Tuple[RayBundle, Dict]:
         """Rays (B, hc, wc) and the batch.
 
         The batch has ``image`` (B, Hc, Wc, 3); ``alpha`` and ``depth`` (M, Hc, Wc, 1) of its first M patches, where
-        the student learns them; and ``sources``, the numbers of teacher views, photos and hard patches, which follow
-        each other in this order.
+        the student learns them; ``known`` (B, Hc, Wc, 1) where some pixels are not; and ``sources``, the numbers of
+        patches of teacher views, reprojected views, photos and hard patches, which follow each other in this order.
 
         Args:
             photo_share: Fraction of the new patches that comes from the photos.
@@ -66,18 +70,22 @@ class BatchMixer:
         num_hard, total = sum(len(patches.pixels) for patches in hard), self.patches_per_batch
         num_new, new = local_share(total) - num_hard, total - num_hard * comms.get_world_size()
         num_photos = local_share(round(new * photo_share)) if self.photos is not None else 0
-        # Patches that know more about their pixels come first: teacher views, photos, hard patches (colours only).
+        # Patches that know more about their pixels come first: views, photos, hard patches (colours only).
         parts: List[Patches] = []
-        if num_photos < num_new:
-            parts.append(self.pool.sample(num_new - num_photos, *self.patch_size))
+        num_reprojected = round((num_new - num_photos) * self.reprojected_share)
+        if num_photos + num_reprojected < num_new:
+            parts.append(self.pool.sample(num_new - num_photos - num_reprojected, *self.patch_size))
+        if num_reprojected and self.reprojected is not None:
+            parts.append(self.reprojected.sample(num_reprojected, *self.patch_size))
         if num_photos and self.photos is not None:
             parts.append(self.photos.sample(num_photos, *self.patch_size))
         parts += hard
         patches = Patches(join_bundles([p.rays for p in parts]), torch.cat([p.pixels[..., :3] for p in parts]))
         if self.hard_patches is not None:
             self._last = patches, num_new
-        sources = [num_new - num_photos, num_photos, num_hard]
-        return patches.rays, {"image": patches.pixels, "sources": sources, **alpha_depth_targets(parts)}
+        sources = [num_new - num_photos - num_reprojected, num_reprojected, num_photos, num_hard]
+        targets = {"image": patches.pixels, **alpha_depth_targets(parts), **known_pixels(parts)}
+        return patches.rays, {**targets, "sources": sources}
 
     def add_hard_patches(self, errors: Float[Tensor, "B"]) -> None:
         """Keeps the hardest new patches of the last batch; those drawn again do not enter twice.

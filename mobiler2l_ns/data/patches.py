@@ -1,12 +1,13 @@
 """Patches: random crops of rays and pixels, which make up a batch, and the hardest of them.
 
-B: patches; hc, wc: cells of a patch; Hc, Wc: its pixels; C: channels, 3 for colours, 4 with alpha, 5 with depth.
+B: patches; hc, wc: cells of a patch; Hc, Wc: its pixels; C: channels, 3 for colours, 4 with alpha, 5 with depth, 6 with
+1 where the others are known and 0 elsewhere.
 """
 
 from typing import Dict, List, NamedTuple, Tuple
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
@@ -88,6 +89,14 @@ def alpha_depth_targets(parts: List[Patches]) -> Dict[str, Float[Tensor, "M Hc W
         if known:
             found[name] = torch.cat(known)
     return found
+
+
+def known_pixels(parts: List[Patches]) -> Dict[str, Bool[Tensor, "B Hc Wc 1"]]:
+    """``known``: which pixels of a batch are known; nothing if all are."""
+    if all(part.pixels.shape[-1] < 6 for part in parts):
+        return {}
+    masks = [part.pixels[..., 5:6] > 0 if part.pixels.shape[-1] == 6 else part.pixels[..., :1] >= 0 for part in parts]
+    return {"known": torch.cat(masks)}
 
 
 def join_bundles(bundles: List[RayBundle]) -> RayBundle:

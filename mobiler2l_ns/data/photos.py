@@ -1,6 +1,7 @@
 """The photos of a capture at the student's resolution, and the rays of whole training views.
 
-H, W: pixels of a photo; s: upscale factor; C: channels, 3 for colours, 4 with alpha.
+H, W: pixels of a photo; s: upscale factor; C: channels, 3 for colours, 4 with alpha, 5
+with depth.
 """
 
 import math
@@ -17,13 +18,15 @@ from torch import Tensor
 
 from mobiler2l_ns.cameras import cell_centres, fit_cameras, fit_image, rays_at
 from mobiler2l_ns.data.patches import Patches, cut_patches
+from mobiler2l_ns.student.sampler import DepthRange
 
 
 class PhotoSet:
     """The capture's photos at the student's resolution.
 
     Args:
-        images: (N, H, W, 3) uint8, on white; or (N, H, W, 4) with the alpha that they had before.
+        images: Colours on white; with the alpha that they had before; and with normalised depth, 0 where it is not
+            known.
         cameras: Their cameras (N,), for H x W pixels.
         upscale: s.
     """
@@ -44,8 +47,10 @@ class PhotoSet:
         """Bytes that the photos take."""
         return self.images.numel()
 
-    def hold_out(self, count: int) -> Tuple["PhotoSet", "PhotoSet"]:
-        """Two sets: the photos without ``count`` evenly spaced ones, and those."""
+    def hold_out(self, count: int) -> Tuple["PhotoSet", Optional["PhotoSet"]]:
+        """Two sets: the photos without ``count`` evenly spaced ones, and those; None if no photo would be left."""
+        if not 0 < count < len(self):
+            return self, None
         held = torch.linspace(0, len(self) - 1, count + 2)[1:-1].round().long()
         kept = torch.ones(len(self), dtype=torch.bool)
         kept[held] = False
@@ -54,6 +59,19 @@ class PhotoSet:
             PhotoSet(self.images[rest], self.cameras[rest], self.upscale),
             PhotoSet(self.images[held], self.cameras[held], self.upscale),
         )
+
+    def with_geometry(self, alpha: Float[Tensor, "N H W"], z: Float[Tensor, "N H W"], depths: DepthRange) -> "PhotoSet":
+        """The photos with the teacher's depth, and with its alpha where they have none of their own.
+
+        Args:
+            alpha: The teacher's accumulation.
+            z: The teacher's z, 0 where it is not known.
+            depths: The planes between which depth is stored.
+        """
+        part = torch.where(z > 0, depths.normalize(z.clamp_min(1e-9)), 0.0).clamp(0, 1)
+        added = (torch.stack([alpha, part], dim=-1) * 255).round().to(torch.uint8)
+        own = self.images.shape[-1]
+        return PhotoSet(torch.cat([self.images, added[..., own - 3 :]], dim=-1), self.cameras, self.upscale)
 
     def sample(self, count: int, hc: int, wc: int) -> Patches:
         """Patches of hc x wc cells from photos drawn at random."""

@@ -1,7 +1,7 @@
 """The pool of the newest teacher views, in memory as uint8.
 
 H, W: pixels of a stored view; s: upscale factor; B: batch; hc, wc: cells of a patch; C: channels, 3 for colours, 4
-with alpha, 5 with depth.
+with alpha, 5 with depth, 6 with 1 where the others are known and 0 elsewhere.
 """
 
 import json
@@ -36,7 +36,8 @@ class ViewPool:
         focal: Focal length in pixels.
         upscale: s.
         device: Device of the stored views.
-        cache: Folder in which the views are stored too, so that an interrupted run need not render them again.
+        cache: Folder in which the views are stored too, so that an interrupted run need not render them again; with
+            several processes, each in its own folder rank-N inside.
         identity: Names what the views depend on; a cache with another identity is refused.
         channels: C.
         depths: The planes between which depth is stored.
@@ -56,6 +57,7 @@ class ViewPool:
         self.num_added = 0
         self._cache, self._cache_depths = None, depths
         if cache is not None:
+            cache = cache if comms.get_world_size() == 1 else cache / f"rank-{comms.get_rank()}"
             self._cache, self._cache_depths = _open_cache(cache, (capacity, *tile, channels), identity, depths)
             self._restore()
 
@@ -152,11 +154,11 @@ def to_bytes(image: Float[Tensor, "H W C"], depths: DepthRange) -> UInt8[Tensor,
     One byte of depth is a step of 0.4 % of the range between the planes, in z or in 1/z. That is much less than the
     student's error. 0 means that depth is not known; z in front of the near plane (a floater) becomes 0 too.
     """
-    if image.shape[-1] == 5:
+    if image.shape[-1] >= 5:
         # z is 0 where it is not known; dividing by it would give infinity or NaN.
-        z = image[..., 4:]
+        z = image[..., 4:5]
         part = torch.where(z > 0, depths.normalize(z.clamp_min(1e-9)), 0.0)
-        image = torch.cat([image[..., :4], part.clamp(0, 1)], dim=-1)
+        image = torch.cat([image[..., :4], part.clamp(0, 1), image[..., 5:]], dim=-1)
     return (image * 255).round().to(torch.uint8)
 
 

@@ -3,6 +3,9 @@
 B: patches; H, W: pixels of a patch; h, w: its cells.
 """
 
+from typing import Dict
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -47,3 +50,37 @@ def surface_loss(
     weight = accumulation * (target > 0)
     known, total = (F.avg_pool2d(x[..., 0], cell)[..., None] for x in (weight, weight * target))
     return (known * (prediction - total / known.clamp_min(1e-3)).square()).mean()
+
+
+def structure_loss(
+    prediction: Float[Tensor, "B H W 3"], target: Float[Tensor, "B H W 3"], window: int = 8
+) -> Float[Tensor, ""]:
+    """1 - SSIM (Wang et al. 2004, Eq. 13), with the mean over square windows in place of a Gaussian's.
+
+    Windows are half a window apart, which costs a hundredth of a window around each pixel.
+    """
+    x, y = (image.permute(0, 3, 1, 2) for image in (prediction, target))
+    parts = torch.cat([x, y, x * x, y * y, x * y], dim=1)
+    mx, my, xx, yy, xy = F.avg_pool2d(parts, window, stride=window // 2).chunk(5, dim=1)
+    similar_means = (2 * mx * my + 1e-4) / (mx * mx + my * my + 1e-4)
+    similar_patterns = (2 * (xy - mx * my) + 9e-4) / (xx - mx * mx + yy - my * my + 9e-4)
+    return 1 - (similar_means * similar_patterns).mean()
+
+
+def ignore_unknown(outputs: Dict[str, Tensor], batch: Dict) -> Dict:
+    """A batch in which the pixels that are not known have the student's own values: no error and no gradient.
+
+    Depth needs none, because it is 0 there.
+
+    Args:
+        outputs: The student's ``rgb``, and ``accumulation`` if it has one.
+        batch: ``image`` (B, H, W, 3), ``alpha`` (M, H, W, 1) and ``known`` (B, H, W, 1), as they are there.
+    """
+    if "known" not in batch:
+        return batch
+    batch, known = dict(batch), batch["known"]
+    for target, output in (("image", "rgb"), ("alpha", "accumulation")):
+        if target in batch and output in outputs:
+            m = len(batch[target])
+            batch[target] = torch.where(known[:m], batch[target], outputs[output][:m].detach())
+    return batch

@@ -1,0 +1,176 @@
+"""Reprojected views: photos moved to new poses by the teacher's depth.
+
+A teacher view costs a second of a CPU and has the teacher's errors. The pixels of three photos, drawn where the
+teacher's depth says that they lie, give a view of a new pose in a thirtieth of that, with a photo's colours. Pixels
+that no photo shows are unknown and are left out of the loss.
+
+N: photos; H, W: pixels of the student's view; P: pixels of a photo, DENSITY times as many along each axis.
+"""
+
+from typing import Callable, Dict, List, Tuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.utils.rich_utils import CONSOLE
+from rich.progress import track
+from torch import Tensor
+
+from mobiler2l_ns.data.photos import PhotoSet
+from mobiler2l_ns.data.pool import ViewPool
+from mobiler2l_ns.data.poses import PoseSampler
+
+DENSITY = 2  # along each axis; a pixel of a view that is as far from the surface as the photo gets four points
+NUM_SOURCES = 3
+MIN_POINTS = 2  # a pixel with fewer points is unknown
+MAX_DEPTH_RATIO = 1.05  # between neighbouring pixels; a larger one is the edge of something, where depth is a mixture
+SAME_SURFACE = 1.03  # points at most this much farther than the nearest one of a pixel count for it
+INITIAL_VIEWS = 30  # before the first step
+REFRESH_EVERY = 4  # steps between two new views once the pool is full
+
+
+class Reprojector:
+    """Draws views of new poses from photos with depth.
+
+    Args:
+        photos: Photos with DENSITY times the student's resolution.
+        depths: The teacher's z at the photos' cameras at the student's resolution; 0 where it is not known.
+        focal: Focal length of the new views in pixels.
+    """
+
+    def __init__(self, photos: PhotoSet, depths: Float[Tensor, "N H W"], focal: float):
+        self.images, self.cameras, self.focal = photos.images, photos.cameras, focal
+        self.depths, self.known, self.size = depths, is_smooth(depths), (depths.shape[1], depths.shape[2])
+        c2w = photos.cameras.camera_to_worlds
+        self.position, self.axis = c2w[:, :, 3], -c2w[:, :, 2]
+        self.scale = torch.cdist(self.position, self.position).median().clamp_min(1e-6)
+        self._directions: Dict[Tuple[float, ...], Float[Tensor, "P 3"]] = {}
+
+    def nearest(self, c2w: Float[Tensor, "3 4"]) -> List[int]:
+        """The photos whose cameras are nearest to a pose, in place and direction."""
+        distance = (self.position - c2w[:, 3]).norm(dim=-1) / self.scale + 1 + self.axis @ c2w[:, 2]
+        return distance.topk(min(NUM_SOURCES, len(distance)), largest=False).indices.tolist()
+
+    def render(self, c2w: Float[Tensor, "3 4"]) -> Float[Tensor, "H W 6"]:
+        """A view: colours, alpha, z, and 1 where these are known."""
+        parts = [self._points(index, c2w) for index in self.nearest(c2w)]
+        points, colours = (torch.cat(part) for part in zip(*parts))
+        return splat(points, colours, self.focal, self.size)
+
+    def _points(self, index: int, c2w: Float[Tensor, "3 4"]) -> Tuple[Float[Tensor, "M 3"], Float[Tensor, "M 3"]]:
+        """A photo's surface points in the axes of another camera, and their colours."""
+        image = self.images[index]
+        z = F.interpolate(self.depths[index][None, None], scale_factor=DENSITY, mode="bilinear")[0, 0]
+        known = self.known[index].repeat_interleave(DENSITY, 0).repeat_interleave(DENSITY, 1)
+        if image.shape[-1] == 4:
+            known &= image[..., 3] > 250
+        known = known.flatten()
+        pose = self.cameras.camera_to_worlds[index]
+        rotation = c2w[:, :3].T
+        points = self._camera_directions(index)[known] * z.flatten()[known, None]
+        points = points @ (rotation @ pose[:, :3]).T + rotation @ (pose[:, 3] - c2w[:, 3])
+        return points, image.view(-1, image.shape[-1])[known, :3].float() / 255
+
+    def _camera_directions(self, index: int) -> Float[Tensor, "P 3"]:
+        """Directions of unit depth through a photo's pixels, in its camera's axes. Photos of one lens share them."""
+        camera = self.cameras[index : index + 1]
+        lens = torch.cat([camera.fx, camera.fy, camera.cx, camera.cy], dim=-1)
+        if camera.distortion_params is not None:
+            lens = torch.cat([lens, camera.distortion_params], dim=-1)
+        key = tuple(lens.flatten().tolist())
+        if key not in self._directions:
+            camera.camera_to_worlds = torch.eye(3, 4, device=lens.device)[None]
+            rays = camera.generate_rays(0, keep_shape=True)
+            self._directions[key] = (rays.directions * rays.metadata["directions_norm"]).view(-1, 3)
+        return self._directions[key]
+
+
+def is_smooth(depths: Float[Tensor, "N H W"]) -> Bool[Tensor, "N H W"]:
+    """Whether the depths of a pixel and of all its neighbours are known and nearly equal."""
+    farthest = F.max_pool2d(depths[:, None], 3, stride=1, padding=1)[:, 0]
+    nearest = -F.max_pool2d(-depths[:, None], 3, stride=1, padding=1)[:, 0]
+    return (nearest > 0) & (farthest < MAX_DEPTH_RATIO * nearest)
+
+
+def splat(
+    points: Float[Tensor, "M 3"], colours: Float[Tensor, "M 3"], focal: float, size: Tuple[int, int]
+) -> Float[Tensor, "H W 6"]:
+    """Draws points as pixels, see ``Reprojector.render``: the mean of a pixel's points on the nearest surface.
+
+    Args:
+        points: In the camera's axes, OpenGL convention.
+        colours: Their colours.
+        focal: Focal length in pixels.
+        size: H and W.
+    """
+    height, width = size
+    z = -points[:, 2]
+    x = (points[:, 0] / z * focal + width / 2).floor()
+    y = (height / 2 - points[:, 1] / z * focal).floor()
+    inside = (z > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    pixel, z, colours = (y * width + x)[inside].long(), z[inside], colours[inside]
+    nearest = torch.full((height * width,), torch.inf, device=z.device).scatter_reduce_(0, pixel, z, "amin")
+    front = z <= SAME_SURFACE * nearest[pixel]
+    values = torch.cat([colours, torch.ones_like(z)[:, None], z[:, None]], dim=1)[front]
+    total = torch.zeros(height * width, 5, device=z.device).index_add_(0, pixel[front], values)
+    count = total[:, 3:4]
+    known = (count >= MIN_POINTS).float()
+    mean = total / count.clamp_min(1) * known
+    return torch.cat([mean, known], dim=1).view(height, width, 6)
+
+
+def render_depths(
+    render: Callable[[Cameras], Float[Tensor, "H W 5"]], cameras: Cameras
+) -> Tuple[Float[Tensor, "N H W"], Float[Tensor, "N H W"]]:
+    """The teacher's z and alpha at the photos' cameras."""
+    views = [
+        render(cameras[i : i + 1])[..., 3:5].to(cameras.device)
+        for i in track(range(len(cameras)), "Teacher renders the photos' depth", console=CONSOLE, transient=True)
+    ]
+    alpha, z = torch.stack(views).unbind(-1)
+    return z, alpha
+
+
+class ReprojectedViews:
+    """A pool of reprojected views at new poses; one view a step is added until it is full, then fewer.
+
+    Args:
+        pool: With six channels.
+        poses: Where the views are drawn from.
+        reprojector: Draws them.
+    """
+
+    def __init__(self, pool: ViewPool, poses: PoseSampler, reprojector: Reprojector):
+        self.pool, self.poses, self.reprojector = pool, poses, reprojector
+
+    def advance(self, step: int) -> None:
+        """Adds the views that are due.
+
+        Args:
+            step: The present step.
+        """
+        is_full = len(self.pool) == self.pool.capacity
+        due = int(step % REFRESH_EVERY == 0) if is_full else max(1, INITIAL_VIEWS - len(self.pool))
+        for _ in range(min(due, self.pool.capacity)):
+            c2w = self.poses.sample(1)[0]
+            self.pool.add(self.reprojector.render(c2w), c2w, step=step)
+
+
+def reproject(
+    photos: PhotoSet, z: Float[Tensor, "N H W"], views: ViewPool, poses: PoseSampler, capacity: int
+) -> ReprojectedViews:
+    """Reprojected views like the teacher's.
+
+    Args:
+        photos: Photos with DENSITY times the student's resolution.
+        z: The teacher's z of them at the student's resolution.
+        views: The teacher's.
+        poses: Where the views are drawn from.
+        capacity: How many are stored.
+    """
+    device = views.images.device
+    pool = ViewPool(
+        capacity, views.size, views.size, views.focal, views.upscale, device, channels=6, depths=views.depths
+    )
+    return ReprojectedViews(pool, poses, Reprojector(photos, z, views.focal))
