@@ -73,8 +73,15 @@ def published_adamw(weight_decay: float = 1e-2, final_ratio: float = 0.1) -> dic
 mobiler2l = MethodSpecification(
     config=student_config(
         "mobiler2l",
-        MobileR2LModelConfig(),
-        data(pool_views=1000, initial_views=100, patch_cells=10, patches_per_batch=100),
+        MobileR2LModelConfig(surface_octaves=9, structure_weight=0.02),
+        data(
+            pool_views=1000,
+            initial_views=100,
+            patch_cells=10,
+            patches_per_batch=100,
+            photo_share=0.1,
+            reprojected_share=0.6,
+        ),  # fmt: skip
         muon(1e-2, 1e-3, steps=30000),
         FineTuningConfig(steps=3000, validate_every=200),
         max_num_iterations=30000,
@@ -87,16 +94,22 @@ mobiler2l = MethodSpecification(
 mobiler2l_small = MethodSpecification(
     config=student_config(
         "mobiler2l-small",
-        # Fewer octaves than for 100x100 rays: the shortest wavelength should be several cells of the coarser grid.
+        # Cells of 4x4 pixels: rays that know their surface learn more in the body than in the super-resolution.
         MobileR2LModelConfig(
-            network=NetworkConfig(depth=24, width=96, sr_widths=(48, 32, 16)), num_points=12, num_frequencies=4
+            network=NetworkConfig(depth=24, width=96, sr_widths=(32, 16), sr_strides=(2, 2)),
+            num_points=12,
+            num_frequencies=4,
+            surface_octaves=9,
+            structure_weight=0.02,
         ),
         data(
             pool_views=1600,
             initial_views=40,
-            tile_cells=20,
-            patch_cells=8,
+            tile_cells=40,
+            patch_cells=16,
             patches_per_batch=30,
+            photo_share=0.1,
+            reprojected_share=0.6,
         ),
         muon(2.5e-2, 2e-3, steps=800),
         FineTuningConfig(steps=1000, validate_every=100),

@@ -21,8 +21,9 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-MAX_SIDE = 320
-UPSCALE = 8
+MAX_SIDE = 640
+DEMO_SIDE = 320
+UPSCALE = 4
 STEP = re.compile(r"^(\d+) \((\d+\.\d+)%\)")
 console = Console()
 
@@ -180,7 +181,7 @@ def student_options(parser: str) -> List[str]:
     """A real capture fills the whole view and its teacher is slower: a larger fraction of the time for it."""
     if parser == "blender-data":
         return []
-    return ["--pipeline.datamanager.filling-share", "0.4", "--pipeline.datamanager.photo-share", "0.3"]
+    return ["--pipeline.datamanager.filling-share", "0.4"]
 
 
 def summary(report: Dict, scene: str) -> Table:
@@ -255,7 +256,8 @@ def demo_scene(seconds: Dict[str, float]) -> Path:
     """Makes the demo capture unless it is there."""
     data = ROOT / "data" / "demo"
     start = time.time()
-    process = subprocess.run([sys.executable, str(ROOT / "scripts" / "make_demo_scene.py"), "--output", str(data)])
+    script, size = ROOT / "scripts" / "make_demo_scene.py", str(DEMO_SIDE)
+    process = subprocess.run([sys.executable, str(script), "--output", str(data), "--resolution", size])
     if process.returncode:
         raise SystemExit(process.returncode)
     seconds["scene"] = round(time.time() - start, 1)

@@ -56,7 +56,7 @@ def test_stages_are_commands(capture, commands, tmp_path, capsys):
     assert [command[0] for command in commands[3:]] == ["ns-export-mobiler2l"]
 
 
-@pytest.mark.parametrize("size, expected", [((640, 480), (320, 240)), ((160, 96), None), ((100, 50), (96, 48))])
+@pytest.mark.parametrize("size, expected", [((1280, 960), (640, 480)), ((160, 96), None), ((102, 50), (100, 48))])
 def test_large_photos_are_shrunk_to_a_size_that_the_network_divides(tmp_path, size, expected):
     Image.new("RGB", size).save(tmp_path / "0.png")
     (tmp_path / "transforms.json").write_text(json.dumps({"frames": [{"file_path": "0.png"}]}))
@@ -68,11 +68,11 @@ def test_a_real_capture_has_options_of_its_own(commands, tmp_path):
     capture = tmp_path / "mine"
     (capture / "images").mkdir(parents=True)
     (capture / "sparse").mkdir()
-    Image.new("RGB", (640, 480)).save(capture / "images" / "0.jpg")
+    Image.new("RGB", (1280, 960)).save(capture / "images" / "0.jpg")
     quickstart.Quickstart(capture, "scene").run()
     teacher, student, _ = map(parse, commands)
     assert teacher.pipeline.model.num_nerf_samples_per_ray == 24
-    assert student.pipeline.datamanager.filling_share == 0.4 and student.pipeline.datamanager.image_size == (320, 240)
+    assert student.pipeline.datamanager.filling_share == 0.4 and student.pipeline.datamanager.image_size == (640, 480)
 
 
 def test_a_folder_without_poses(tmp_path):
