@@ -134,7 +134,8 @@ def ray_lengths(camera: Cameras) -> Float[Tensor, "H W 1"]:
     if not is_pinhole(camera):  # generating rays takes longer than the formula below
         return camera.generate_rays(0, keep_shape=True).metadata["directions_norm"]
     y, x = cell_centres(int(camera.height), int(camera.width), (1, 1), camera.device).split(1, dim=-1)
-    return (1 + ((x - camera.cx) / camera.fx) ** 2 + ((y - camera.cy) / camera.fy) ** 2).sqrt()
+    lengths = (1 + ((x - camera.cx) / camera.fx) ** 2 + ((y - camera.cy) / camera.fy) ** 2).sqrt()
+    return lengths.float()  # some parsers keep focal lengths in double precision
 
 
 def is_pinhole(camera: Cameras) -> bool:

@@ -72,7 +72,7 @@ def test_a_real_capture_has_options_of_its_own(commands, tmp_path):
     quickstart.Quickstart(capture, "scene").run()
     teacher, student, _ = map(parse, commands)
     assert teacher.pipeline.model.num_nerf_samples_per_ray == 24
-    assert student.pipeline.datamanager.filling_share == 0.4 and student.pipeline.datamanager.image_size == (640, 480)
+    assert student.pipeline.datamanager.reprojected_share > 0 and student.pipeline.datamanager.image_size == (640, 480)
 
 
 def test_a_folder_without_poses(tmp_path):
