@@ -127,7 +127,10 @@ class Renderer:
 
 
 def _permute(codes: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Codes (1, 2L+1, h*w, 3K) as the network's input (1, 3K(2L+1), h, w): channel = coordinate * (2L+1) + code."""
+    """Codes (1, 2L+1, h*w, 3K) as the network's input (1, 3K(2L+1), h, w): channel = coordinate * (2L+1) + code.
+
+    With a surface code: (1, 1, h*w, C) as (1, C, h, w).
+    """
     return codes.transpose(0, 3, 1, 2).reshape(shape)
 
 

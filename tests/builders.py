@@ -43,6 +43,8 @@ KINDS = {
     "x12": {"sr_strides": (2, 2, 3)},
     "unbounded": {"camera": UNBOUNDED, "sr_strides": (2, 2, 3)},
     "r2l": {"depth": 14, "sr_strides": (), "sr_widths": (), "activation": "relu"},
+    "surface": {"surface_octaves": 8},
+    "surface_unbounded": {"camera": UNBOUNDED, "surface_octaves": 9, "activation": "relu"},
 }
 
 UP = torch.tensor([0.0, 0.0, 1.0])
@@ -116,19 +118,24 @@ class StubTeacher(torch.nn.Module):
 
 
 def tiny_student(capture: Path, folder: Path):
-    """mobiler2l-small on the capture, shrunk to a 4 x 4 ray grid and a few thousand weights; it writes to folder."""
+    """mobiler2l-small on the capture, shrunk to a 4 x 4 ray grid and a few thousand weights; it writes to folder.
+
+    It has no surface code and no reprojected views, so that its batches and bytes can be counted by hand.
+    """
     from mobiler2l_ns.method_configs import mobiler2l_small
 
     config = copy.deepcopy(mobiler2l_small.config)
     config.data, config.output_dir, config.vis, config.timestamp = capture, folder / "outputs", "tensorboard", "run"
     config.machine.device_type = "cpu"
     network = config.pipeline.model.network
-    network.depth, network.width, network.sr_widths = 6, 16, (8, 8, 8)
+    network.depth, network.width, network.sr_widths, network.sr_strides = 6, 16, (8, 8, 8), (2, 2, 2)
     datamanager = config.pipeline.datamanager
     datamanager.data, datamanager.dataparser = capture, BlenderDataParserConfig(data=capture)
     datamanager.pool_views, datamanager.initial_views, datamanager.teacher_share = 4, 2, 0.0
     datamanager.filling_share = 0.0
     datamanager.patches_per_batch, datamanager.patch_cells = 4, 2
+    config.pipeline.model.surface_octaves, config.pipeline.model.structure_weight = 0, 0.0
+    datamanager.photo_share, datamanager.reprojected_share, datamanager.photo_depth = 0.5, 0.0, False
     return config
 
 
@@ -200,19 +207,21 @@ def orbit_cameras(centre=(0.0, 0.0, 0.0), up=(0.0, 0.0, 1.0), azimuth=(30, 150),
     return look_at(position, centre.expand(32, 3), torch.tensor(up))
 
 
-def make_student(camera=STUDENT_CAMERA, steepness=0.0, outputs="rgb", **network):
+def make_student(camera=STUDENT_CAMERA, steepness=0.0, outputs="rgb", surface_octaves=0, **network):
     """A student with random weights so large that its picture depends on every number of its input.
 
     Like a trained one, it leans less on a code the faster it is; steepness 1 leans on all alike.
     """
     torch.manual_seed(3)
-    model = MobileR2LModelConfig(network=NetworkConfig(**{**SMALL_NETWORK, **network}), outputs=outputs).setup(
+    network = NetworkConfig(**{**SMALL_NETWORK, **network})
+    config = MobileR2LModelConfig(network=network, outputs=outputs, surface_octaves=surface_octaves)
+    model = config.setup(
         scene_box=SceneBox(torch.tensor([[-1.0, -1, -1], [1, 1, 1]])),
         num_train_data=1,
         metadata={} if camera is None else {"student_camera": StudentCamera(**camera)},
     )
     with torch.no_grad():
-        for module in model.network.modules():
+        for module in (*model.network.modules(), *model.embedder.modules()):
             if isinstance(module, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)):
                 module.weight.normal_(std=1.5 / math.sqrt(module.weight[0].numel()))
                 module.bias.normal_(std=0.1)
@@ -221,11 +230,20 @@ def make_student(camera=STUDENT_CAMERA, steepness=0.0, outputs="rgb", **network)
                 module.running_var.uniform_(0.5, 1.5)
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.normal_(std=0.1)
-        code = torch.arange(312) % 13
-        octave = torch.where(code < 12, code % 6, 0)
-        model.network.head[0].weight.mul_((2.0 ** (octave * (steepness - 1)))[:, None, None])
+        code = torch.arange(312)
+        if surface_octaves > 0:  # K points, then the sines, cosines and coordinates of the surface
+            wave = torch.arange(6 * surface_octaves) // 3 % surface_octaves
+            soften(model.network.head[0], torch.cat([torch.zeros(24), wave, torch.zeros(3)]), steepness)
+            soften(model.embedder.head[0], torch.where(code < 288, code // 24 % 6, 0), steepness)
+        else:
+            soften(model.network.head[0], torch.where(code % 13 < 12, code % 13 % 6, 0), steepness)
         model.network.tail[0].weight.mul_(0.1)  # greys, not only black and white
     return model.eval()
+
+
+def soften(layer, octaves, steepness):
+    """Makes a layer's weights smaller for faster codes; octaves are those of its input channels."""
+    layer.weight.mul_((2.0 ** (octaves * (steepness - 1)))[:, None, None])
 
 
 def write_run(folder, model=None, method="mobiler2l-small"):
@@ -236,6 +254,8 @@ def write_run(folder, model=None, method="mobiler2l-small"):
     config = copy.deepcopy(mobiler2l_small.config)
     config.pipeline.model.num_points = model.sampler.num_points
     config.pipeline.model.num_frequencies = model.embedder.num_frequencies
+    config.pipeline.model.surface_octaves = model.config.surface_octaves
+    config.pipeline.model.surface_width = model.config.surface_width
     config.method_name, config.experiment_name = method, "lego"
     config.pipeline.model.network, config.pipeline.model.outputs = NetworkConfig(**SMALL_NETWORK), model.config.outputs
     checkpoints = folder / config.relative_model_dir

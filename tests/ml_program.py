@@ -58,6 +58,7 @@ class Operations:
     real_div = staticmethod(lambda x, y: torch.as_tensor(x) / y)
     reduce_max = staticmethod(lambda x, axes, keep_dims: x.amax(whole(axes), bool(keep_dims)))
     clip = staticmethod(lambda x, alpha, beta: x.clamp(float(alpha), float(beta)))
+    softmax = staticmethod(lambda x, axis: x.softmax(int(axis)))
     relu = staticmethod(lambda x: x.relu())
     sigmoid = staticmethod(lambda x: x.sigmoid())
     cast = staticmethod(lambda x, dtype: x)
@@ -74,7 +75,7 @@ class Operations:
         return F.gelu(x)
 
     @staticmethod
-    def conv(x, weight, bias, strides, pad_type, pad, dilations, groups):
+    def conv(x, weight, strides, pad_type, pad, dilations, groups, bias=None):
         before_h, after_h, before_w, after_w = whole(pad)
         x = F.pad(x, (before_w, after_w, before_h, after_h)) if pad_type == "custom" else x
         return F.conv2d(x, weight, bias, whole(strides), 0, whole(dilations), int(groups))

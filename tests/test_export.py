@@ -103,13 +103,17 @@ def test_the_comparison_is_written_or_skipped(config_path, tmp_path, monkeypatch
 
 
 @pytest.fixture
-def run_on_photos(capture, tmp_path):
-    """A run on a copy of the capture with two test photos of 32 x 32 pixels, and the copy."""
+def run_on_photos(capture, tmp_path, request):
+    """A run on a copy of the capture with two test photos of 32 x 32 pixels, and the copy.
+
+    The parameter, if any, is the number of octaves of the surface code.
+    """
     data = tmp_path / "capture"
     shutil.copytree(capture, data)
     angle = json.loads((data / "transforms_test.json").read_text())["camera_angle_x"]
     camera = {**STUDENT_CAMERA, "height": 32, "width": 32, "focal": 16 / math.tan(angle / 2)}
-    return set_data(write_run(tmp_path / "run_on_photos", make_student(camera)), data), data
+    model = make_student(camera, surface_octaves=getattr(request, "param", 0))
+    return set_data(write_run(tmp_path / "run_on_photos", model), data), data
 
 
 def set_data(config_path, data):
@@ -120,6 +124,7 @@ def set_data(config_path, data):
     return config_path
 
 
+@pytest.mark.parametrize("run_on_photos", [0, 8], indirect=True)
 def test_photos_are_compared(run_on_photos, tmp_path):
     config_path, _ = run_on_photos
     report = export_run(config_path, tmp_path / "out", targets=("onnx",), num_views=2)
@@ -165,7 +170,7 @@ def test_a_training_ends_well_where_nothing_can_be_exported(build_pipeline, monk
     pipeline._model = make_student({**STUDENT_CAMERA, "height": 800, "width": 800}, **KINDS["r2l"])
     pipeline._export(tmp_path)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "No export" in printed and "of ray codes from Embedder to network" in printed
+    assert "No export" in printed and "of ray codes at once" in printed
     assert not (tmp_path / "export").exists()
 
 
@@ -207,6 +212,7 @@ def test_a_run_with_alpha_and_depth_is_exported(tmp_path, outputs):
     [
         ({"opset": 10}, "--opset 10 .* from 11 to 20"),
         ({"opset": 23}, "--opset 23 .* from 11 to 20"),
+        ({"opset": 12, "precision": "int8"}, "--opset 12 .* pass --opset 13 or higher"),
         ({"targets": ()}, "--targets"),
         ({"outputs": "rgba"}, "without alpha: pass --outputs rgb"),
         ({"ort_dist": Path("dist")}, "add web to --targets"),

@@ -32,7 +32,10 @@ def test_names_shapes_and_opset_follow_the_contract(exported):
     model, folder = exported
     (h, w), (height, width) = model.sampler.grid.tolist(), model.size
     snap_network = snap_files.snap_network_name(model, "lego")
-    network = {"input": (1, 312, h, w), "output": (1, 3, height, width)}
+    surface = model.config.surface_octaves
+    channels = 24 + 3 * (2 * surface + 1) if surface else 312
+    network = {"input": (1, channels, h, w), "output": (1, 3, height, width)}
+    codes = (1, 1, h * w, channels) if surface else (1, 13, h * w, 24)
     wanted = {
         "onnx/MobileR2L.onnx": network,
         f"snap/{snap_network}": network,
@@ -40,7 +43,7 @@ def test_names_shapes_and_opset_follow_the_contract(exported):
     }
     for target in ("onnx", "snap"):
         wanted[f"{target}/Sampler.onnx"] = {"c2w33": (1, 1, 3, 3), "c2w13": (1, 1, 1, 3), "pts": (1, 1, h * w, 24)}
-        wanted[f"{target}/Embedder.onnx"] = {"rays": (1, 1, h * w, 24), "embbrays": (1, 13, h * w, 24)}
+        wanted[f"{target}/Embedder.onnx"] = {"rays": (1, 1, h * w, 24), "embbrays": codes}
     assert {path.name for path in (folder / "onnx").iterdir()} == {*ONNX_FILES, "intrinsics.json"}
     assert {"Sampler.onnx", "Embedder.onnx", snap_network} <= {path.name for path in (folder / "snap").iterdir()}
     for name, shapes in wanted.items():
@@ -96,7 +99,7 @@ def test_the_camera_is_in_every_file(exported):
             5.0,
             3.5,
         ) and "contraction_centre" not in camera
-    assert camera["output_scale"] == 255
+    assert camera["output_scale"] == 255 and camera.get("surface_octaves", 0) == model.config.surface_octaves
     assert (camera["image_height"], camera["image_width"], camera["upscale"]) == (48, 72, s)
     assert 0.5 * 72 / math.tan(0.5 * camera["cam_angle"]) == pytest.approx(70)
     for path in folder.rglob("*.onnx"):
@@ -111,12 +114,23 @@ def test_sampler_and_embedder_are_small_at_the_published_size(tmp_path):
     assert sum(len(graphs[name].SerializeToString()) for name in ("Sampler.onnx", "Embedder.onnx")) < 300_000
 
 
+def test_surface_codes_change_nothing_but_embedder_and_network(tmp_path):
+    """The host's script and the Sampler are those of a student without a surface code."""
+    plain, surface = make_student(), make_student(surface_octaves=8)
+    graphs = [onnx_files.trace_front(model)["Sampler.onnx"].SerializeToString() for model in (plain, surface)]
+    assert graphs[0] == graphs[1]
+    # The codes of K points stay within the Embedder: 24 coordinates and 51 codes of the surface leave it, not 312.
+    assert surface.network.in_channels == 75
+
+
 def test_too_many_rays_for_files_are_one_sentence():
     """800 x 800 rays of 312 codes are 0.8 GB. With super-resolution, 800 x 800 pixels need fewer rays."""
     camera = {**STUDENT_CAMERA, "height": 800, "width": 800}
     model = make_student(camera, **KINDS["r2l"])
-    with pytest.raises(UserError, match="800x800 pixels would pass 0.80 GB.*--pipeline.datamanager.image-size"):
+    with pytest.raises(UserError, match="800x800 pixels would hold 0.80 GB.*--pipeline.datamanager.image-size"):
         onnx_files.check_size(model)
+    with pytest.raises(UserError, match="would hold 0.80 GB"):  # within the Embedder
+        onnx_files.check_size(make_student(camera, surface_octaves=8, **KINDS["r2l"]))
     onnx_files.check_size(make_student(camera))
 
 
@@ -154,7 +168,9 @@ def test_a_wrong_order_of_codes_shows(exported):
     (points,) = renderer.session("Sampler.onnx").run(None, pose)
     (codes,) = renderer.session("Embedder.onnx").run(None, {"rays": points})
     network = renderer.session("MobileR2L.onnx")
-    wrong = codes.transpose(0, 1, 3, 2).reshape(network.get_inputs()[0].shape)
+    wrong = (codes if model.config.surface_octaves else codes.transpose(0, 1, 3, 2)).reshape(
+        network.get_inputs()[0].shape
+    )
     (image,) = network.run(None, {"input": wrong})
     assert np.abs(image[0].transpose(1, 2, 0) - torch_image(model, c2w)).max() > 0.05
 

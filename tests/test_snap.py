@@ -29,6 +29,7 @@ from mobiler2l_ns.student.viewing_range import fit_range, viewing_range
 
 GUIDE = Path(__file__).parents[1] / "docs" / "lens-studio.md"
 NOT_ON_NPU = {"Sampler.onnx": ["Mul", "Slice", "Transpose"], "Embedder.onnx": ["Add", "Cos", "Mul", "Sin"]}
+SURFACE_NOT_ON_NPU = ["Add", "Concat", "Cos", "Mul", "Reshape", "Sin", "Transpose"]
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -61,10 +62,19 @@ def test_backends_of_each_file(lens):
     for name, operators in NOT_ON_NPU.items():
         if model.sampler.unbounded and name == "Sampler.onnx":
             operators = ["Add", "Div", *operators]
+        if model.config.surface_octaves and name == "Embedder.onnx":
+            operators = SURFACE_NOT_ON_NPU
         assert snap_operators.backends(folder / name) == {**everywhere, "iPhone NPU": operators}
     gelu = ["GeluSnap"] if model.network.config.activation == "gelu" else []
     network = folder / snap_network_name(model, "my lens")
     assert snap_operators.backends(network) == {**everywhere, "Android GPU": gelu}
+
+
+def test_relu_of_the_surface_stays_relu(tmp_path):
+    """GeluSnap replaces the network's activations alone. The Embedder was trained with ReLU."""
+    write_snap_files(make_student(surface_octaves=8), tmp_path, "lens")
+    types = [node.op_type for node in onnx.load(tmp_path / "Embedder.onnx").graph.node]
+    assert types.count("Relu") == 3 and types.count("Softmax") == 1 and "GeluSnap" not in types
 
 
 def test_alpha_and_depth_run_wherever_colours_do(tmp_path):
@@ -108,6 +118,8 @@ def write(path, module, *shapes):
         (torch.nn.ConvTranspose2d(4, 4, 3, dilation=2), (1, 4, 2, 2), "dilation"),
         (torch.nn.ConvTranspose2d(4, 4, (2, 3)), (1, 4, 2, 2), "kernel"),
         (torch.nn.ConvTranspose2d(4, 4, 2, groups=2), (1, 4, 2, 2), "group"),
+        (Custom(lambda x: x.softmax(1)), (1, 4, 2, 2), "not along the channels"),
+        (Custom(lambda x: x.softmax(2)), (2, 4, 3), "not along the channels"),
     ],
 )
 def test_what_no_backend_runs_is_refused(tmp_path, module, shape, complaint):
@@ -135,6 +147,7 @@ def test_what_no_backend_runs_is_refused(tmp_path, module, shape, complaint):
         (Custom(lambda x: x.permute(0, 2, 3, 1)), ["iPhone NPU"]),
         (Custom(lambda x: x[:, 1:]), ["iPhone NPU"]),
         (Custom(lambda x: x.sum(1)), ["iPhone NPU"]),
+        (Custom(lambda x: x.reshape(-1, 8).softmax(1).reshape(1, 4, 8, 8)), ["iPhone NPU"]),  # NPU: the reshapes
     ],
 )
 def test_conditions(tmp_path, module, missing):
@@ -161,8 +174,14 @@ def test_the_printed_table_counts_nodes(lens):
     with console.capture() as captured:
         console.print(snap_operators.backend_table(sorted(folder.glob("*.onnx"))))
     rows = [re.findall(r"[^│\s][^│]*[^│\s]|[^│\s]", line) for line in captured.get().splitlines()]
-    assert ["Embedder.onnx", "Add", "4", "yes", "yes", "yes", "no"] in rows
-    assert ["Mul", "17", "yes", "yes", "yes", "8 of 17"] in rows
+    octaves = lens[0].config.surface_octaves
+    if octaves:  # the codes are multiplied by constants and the two blocks are sums of two tensors
+        codes = 4 + sum(octave % 3 != 0 for octave in range(octaves))
+        assert ["Embedder.onnx", "Add", str(codes + 2), "yes", "yes", "yes", f"2 of {codes + 2}"] in rows
+        assert ["Softmax", "1", "yes", "yes", "yes", "yes"] in rows and ["Conv", "8", *["yes"] * 4] in rows
+    else:
+        assert ["Embedder.onnx", "Add", "4", "yes", "yes", "yes", "no"] in rows
+        assert ["Mul", "17", "yes", "yes", "yes", "8 of 17"] in rows
     if lens[0].sampler.unbounded:
         assert ["Div", "1", "yes", "yes", "yes", "no"] in rows
 

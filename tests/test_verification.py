@@ -44,7 +44,9 @@ def test_every_file_agrees_with_torch(exported):
     chains = {"chain (nchw)", "chain (hwc)"}
     assert set(entries) == ONNX_FILES | snap | chains
     for name, entry in entries.items():
-        assert 0 < entry.mean_abs <= entry.max_abs <= entry.tolerance <= 2e-4 and entry.psnr > 90
+        # The fastest code of a surface is 128 or 256 times as steep as the surface itself.
+        limit = 1e-3 if name.endswith("Embedder.onnx") and model.config.surface_octaves else 2e-4
+        assert 0 < entry.mean_abs <= entry.max_abs <= entry.tolerance <= limit and entry.psnr > 90
         if name not in chains:
             path = folder / (name if name in snap else f"onnx/{name}")
             assert entry.size_bytes == path.stat().st_size and entry.latency_ms > 0
@@ -92,6 +94,19 @@ def test_nan_is_a_mismatch(tolerance):
         verification.check_parity(entries, Path("out"))
 
 
+def test_a_changed_weight_of_the_surface_is_a_mismatch(tmp_path):
+    """The last convolution of the Embedder's file that is not fixed: its logits move by a hundredth."""
+    model = make_student(surface_octaves=8)
+    folder = write_both(model, tmp_path)
+    with torch.no_grad():
+        model.embedder.head[-1].weight[0] += 1e-2
+    _, entries = check(model, folder, viewing_range(model).sample(1))
+    for name in ("Embedder.onnx", "pipeline.onnx", "snap/Embedder.onnx", "chain (nchw)"):
+        assert entries[name].max_abs > entries[name].tolerance
+    with pytest.raises(UserError, match=r"Embedder\.onnx differs from the trained student by \d"):
+        verification.check_parity(entries, folder)
+
+
 def test_a_wrong_alpha_is_a_mismatch(tmp_path):
     model = make_student(outputs="rgbad")
     folder = write_both(model, tmp_path, "rgbad")
@@ -104,7 +119,7 @@ def test_a_wrong_alpha_is_a_mismatch(tmp_path):
 
 def test_alpha_and_depth_agree_with_torch(tmp_path):
     """Depth is compared in world units, of a bounded and an unbounded student."""
-    for kind in ("gelu", "unbounded"):
+    for kind in ("gelu", "unbounded", "surface"):
         model = make_student(outputs="rgbad", **KINDS[kind])
         (tmp_path / kind).mkdir()
         onnx_files.write_onnx_files(model, tmp_path / kind, outputs="rgbad")

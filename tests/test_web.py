@@ -297,6 +297,20 @@ def test_runtime_of_another_server(new_page, site, tmp_path, backend):
 
 
 @in_browser
+@pytest.mark.parametrize("backend", ["webgpu", "wasm"])
+def test_surface_code(new_page, student, ort_dist, tmp_path, backend):
+    """Softmax, fixed convolutions and fast sines give torch's picture on both backends."""
+    camera = {**STUDENT_CAMERA, "viewpoints": student.coverage.viewpoints}
+    model = make_student(camera, surface_octaves=8)
+    web_files.write_web_files(model, tmp_path, SCENE, ort_dist=ort_dist)
+    with serve(tmp_path) as address, new_page(WEBGPU) as page:
+        log = open_viewer(page, f"{address}?backend={backend}")
+        assert (page.evaluate("viewer.backend"), notice(page)) == (backend, "")
+        assert psnr(frame(page), torch_picture(model, page.evaluate("viewer.pose"))) >= 35
+        assert log.complaints == []
+
+
+@in_browser
 def test_wrong_picture_is_announced(new_page, site, tmp_path):
     folder = tmp_path / "site"
     shutil.copytree(site, folder)

@@ -23,7 +23,7 @@ from mobiler2l_ns.export.output_folder import (
     staging_folder,
 )
 from mobiler2l_ns.export.pose_graph import OUTPUT_NAMES
-from mobiler2l_ns.export.precision import Precision
+from mobiler2l_ns.export.precision import INT8_OPSET, Precision
 from mobiler2l_ns.export.report import print_table, report_dict
 from mobiler2l_ns.export.snap_files import check_budget, lens_bytes, write_snap_files
 from mobiler2l_ns.export.snap_operators import backend_table
@@ -137,6 +137,8 @@ class ExportMobileR2L:
             raise UserError("there is nothing to export: name at least one of onnx, snap, web and coreml as --targets.")
         if self.opset not in OPSETS:
             raise UserError(f"--opset {self.opset} cannot be written: pass one from {OPSETS[0]} to {OPSETS[-1]}.")
+        if self.precision == "int8" and self.opset < INT8_OPSET:
+            raise UserError(f"--opset {self.opset} has no int8 for each channel: pass --opset {INT8_OPSET} or higher.")
         if set(self.targets) - {"coreml"}:
             for package in ("onnx", "onnxruntime", "ml_dtypes", "onnxslim"):  # ml_dtypes: for onnxslim and int8
                 require(package)

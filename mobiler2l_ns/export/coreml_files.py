@@ -2,14 +2,14 @@
 
 h, w: ray grid; s: upscale factor::
 
-    c2w (1,3,4) -> [points and codes: float32] -> [network: float16] -> rgb (1,3,sh,sw), alpha and depth (1,1,sh,sw)
+    c2w (1,3,4) -> [points, surface, codes: float32] -> [network: float16] -> rgb (1,3,sh,sw), alpha, depth (1,1,sh,sw)
 """
 
 import contextlib
 import io
 import warnings
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence, Set
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from mobiler2l_ns.model import MobileR2LModel
 from mobiler2l_ns.student.network import Outputs
 
 _WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")
+_WAVES = ("sin", "cos")
 _BLOB_OVERHEAD = 128  # bytes of header and alignment for each tensor in weight.bin
 
 
@@ -70,29 +71,49 @@ def convert(model: MobileR2LModel, outputs: Outputs) -> Any:
 
 
 def is_network(operation: Any) -> bool:
-    """Whether an operation of an ML program is a convolution or depends on one: it then computes in float16.
+    """Whether an operation of an ML program is a convolution of the network or depends on one: it is then float16.
 
-    All other operations compute points and codes, in float32. A code is the sine of up to 32 times a coordinate, whose
-    phase float16 cannot resolve.
+    All other operations compute points, predicted surface and codes, in float32. A code is the sine of up to 256 times
+    a coordinate, whose phase float16 cannot resolve. The convolutions that predict the surface are those before a
+    sine; none of the network's is.
     """
-    seen, waiting = set(), [operation]
+    return any(
+        found.op_type == "conv" and not any(after.op_type in _WAVES for after in _reachable(found, _readers))
+        for found in _reachable(operation, _sources)
+    )
+
+
+def _reachable(operation: Any, neighbours: Callable[[Any], Iterable[Any]]) -> Iterator[Any]:
+    """An operation, and all that can be reached from it."""
+    seen, waiting = {operation}, [operation]
     while waiting:
         operation = waiting.pop()
-        if operation.op_type == "conv":
-            return True
-        for variables in operation.inputs.values():
-            for variable in variables if isinstance(variables, (list, tuple)) else [variables]:
-                if variable.op is not None and variable.op not in seen:
-                    seen.add(variable.op)
-                    waiting.append(variable.op)
-    return False
+        yield operation
+        for neighbour in neighbours(operation):
+            if neighbour not in seen:
+                seen.add(neighbour)
+                waiting.append(neighbour)
+
+
+def _sources(operation: Any) -> Iterator[Any]:
+    """The operations whose results an operation takes."""
+    for variables in operation.inputs.values():
+        for variable in variables if isinstance(variables, (list, tuple)) else [variables]:
+            if variable.op is not None:
+                yield variable.op
+
+
+def _readers(operation: Any) -> Iterator[Any]:
+    """The operations that take the results of an operation."""
+    for variable in operation.outputs:
+        yield from variable.child_ops
 
 
 def check_coreml(path: Path, model: MobileR2LModel, outputs: Outputs = "rgb") -> None:
     """Checks a package: names, shapes and types of its inputs and outputs, number formats, and size of the weights.
 
-    Points and codes must be float32, the network and its weights float16. The package is not run, because only macOS
-    can do that.
+    Points, predicted surface and codes must be float32, the network and its weights float16. The package is not run,
+    because only macOS can do that.
 
     Args:
         path: The .mlpackage.
@@ -116,23 +137,30 @@ def check_coreml(path: Path, model: MobileR2LModel, outputs: Outputs = "rgb") ->
     function = spec.mlProgram.functions["main"]
     operations = function.block_specializations[function.opset].operations
     _check_types(path, operations, ct.proto.MIL_pb2)
-    numbers = sum(p.numel() for p in PoseToImage(model.sampler, model.embedder, model.network, outputs).parameters())
-    rays = 4 * h * w  # directions and a bias for each, float32
+    module = PoseToImage(model.sampler, model.embedder, model.network, outputs)
+    embedder = module.embedder
+    half = sum(p.numel() for p in module.parameters()) - sum(p.numel() for p in embedder.parameters())
+    rays = 4 * h * w  # directions and a bias for each
+    full = rays + sum(tensor.numel() for tensor in (*embedder.parameters(), *embedder.buffers()))
     size = (path / _WEIGHTS).stat().st_size
-    if size > 2 * numbers + 4 * rays + _BLOB_OVERHEAD * len(operations):
+    if size > 2 * half + 4 * full + _BLOB_OVERHEAD * len(operations):
         raise _wrong_package(path, f"has {size} bytes of weights, too many for float16")
 
 
 def _check_types(path: Path, operations: Sequence[Any], mil: Any) -> None:
     types = {value.name: value.type.tensorType.dataType for operation in operations for value in operation.outputs}
-    convolutions = [operation for operation in operations if operation.type == "conv"]
-    for operation in convolutions:
-        names = (operation.outputs[0].name, *(operation.inputs[key].arguments[0].name for key in ("x", "weight")))
-        if any(types[name] != mil.FLOAT16 for name in names):
-            raise _wrong_package(path, f"has a convolution that is not float16 ({names[0]})")
-    for operation in operations:
-        if operation.type in ("linear", "matmul", "sin", "cos") and types[operation.outputs[0].name] != mil.FLOAT32:
-            raise _wrong_package(path, f"has points or codes that are not float32 ({operation.outputs[0].name})")
+    before_waves: Set[str] = set()  # values from which a sine or cosine is computed
+    for operation in reversed(operations):
+        result = operation.outputs[0].name
+        taken = [argument.name for value in operation.inputs.values() for argument in value.arguments]
+        if operation.type in _WAVES or result in before_waves:
+            before_waves.update(taken)
+            if operation.type in (*_WAVES, "linear", "matmul", "conv", "softmax") and types[result] != mil.FLOAT32:
+                raise _wrong_package(path, f"has points or codes that are not float32 ({result})")
+        elif operation.type == "conv":
+            names = (result, *(operation.inputs[key].arguments[0].name for key in ("x", "weight")))
+            if any(types[name] != mil.FLOAT16 for name in names):
+                raise _wrong_package(path, f"has a convolution that is not float16 ({result})")
 
 
 def _wrong_package(path: Path, difference: str) -> UserError:

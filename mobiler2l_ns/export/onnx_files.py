@@ -1,6 +1,7 @@
 """Files for onnxruntime: the three files of the published method, and the whole student as one graph.
 
-h, w: ray grid; s: upscale factor; K: points of a ray; L: frequencies; B: any number of poses::
+h, w: ray grid; s: upscale factor; K: points of a ray; L: frequencies; B: any number of poses. With a surface code,
+embbrays is (1,1,hw,C) for the C channels of input, see student/surface.py::
 
     c2w33 (1,1,3,3) \\
                       Sampler -> pts (1,1,hw,3K) -> Embedder -> embbrays (1,2L+1,hw,3K)
@@ -30,6 +31,7 @@ from mobiler2l_ns.export.precision import Precision, quantize, with_matrix_body
 from mobiler2l_ns.model import MobileR2LModel
 from mobiler2l_ns.student.network import MobileR2LNetwork, Outputs
 from mobiler2l_ns.student.sampler import DepthRange
+from mobiler2l_ns.student.surface import SurfaceEmbedder
 from mobiler2l_ns.student.viewing_range import viewing_range
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ class Intrinsics:
     n_sample: int
     """K."""
     multires: int
-    """L."""
+    """L: octaves of the K points' codes."""
     image_height: int
     image_width: int
     image_focal: float
@@ -79,6 +81,8 @@ class Intrinsics:
     """Centre of the cube outside of which the Sampler contracts points; None for a bounded scene."""
     contraction_radius: Optional[float] = None
     """Half the side of that cube."""
+    surface_octaves: Optional[int] = None
+    """S: octaves of the surface code; None for a student without one."""
 
     def to_dict(self) -> Dict[str, object]:
         """The content of intrinsics.json: all values that the student has."""
@@ -86,14 +90,18 @@ class Intrinsics:
 
 
 def check_size(model: MobileR2LModel) -> None:
-    """Raises UserError where one image has more codes than MAX_CODES."""
+    """Raises UserError where one image has more codes than MAX_CODES.
+
+    With a surface code, the codes of the K points stay within the Embedder. It computes them all the same.
+    """
     (h, w), (height, width) = model.sampler.grid.tolist(), model.size
-    codes = model.network.in_channels * h * w
+    of_points = 3 * model.sampler.num_points * (2 * model.embedder.num_frequencies + 1)
+    codes = max(of_points, model.network.in_channels) * h * w
     if codes > MAX_CODES:
         raise UserError(
-            f"files for {width}x{height} pixels would pass {4 * codes / 1e9:.2f} GB of ray codes from Embedder to "
-            f"network (at most {4 * MAX_CODES / 1e9:.2f}): train with a smaller --pipeline.datamanager.image-size, or "
-            "with super-resolution, to export."
+            f"files for {width}x{height} pixels would hold {4 * codes / 1e9:.2f} GB of ray codes at once (at "
+            f"most {4 * MAX_CODES / 1e9:.2f}): train with a smaller --pipeline.datamanager.image-size, or with "
+            "super-resolution, to export."
         )
 
 
@@ -197,7 +205,7 @@ def write_graphs(graphs: Dict[str, "onnx.ModelProto"], camera: Intrinsics, folde
 
 def intrinsics(model: MobileR2LModel) -> Intrinsics:
     """Camera and sampling of a student."""
-    sampler = model.sampler
+    sampler, embedder = model.sampler, model.embedder
     h, w = sampler.grid.tolist()
     height, width = model.size
     near, far = float(sampler.near), float(sampler.far)
@@ -209,7 +217,7 @@ def intrinsics(model: MobileR2LModel) -> Intrinsics:
         near=near,
         far=far,
         n_sample=sampler.num_points,
-        multires=model.embedder.num_frequencies,
+        multires=embedder.num_frequencies,
         image_height=height,
         image_width=width,
         image_focal=model.focal,
@@ -219,4 +227,5 @@ def intrinsics(model: MobileR2LModel) -> Intrinsics:
         pose="camera-to-world, OpenGL axes (x right, y up, looking down -z), in the run's own normalised world",
         contraction_centre=sampler.centre.tolist() if sampler.unbounded else None,
         contraction_radius=float(sampler.radius) if sampler.unbounded else None,
+        surface_octaves=embedder.surface_frequencies if isinstance(embedder, SurfaceEmbedder) else None,
     )

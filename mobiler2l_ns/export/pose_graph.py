@@ -8,7 +8,7 @@ B: poses; h, w: ray grid; s: upscale factor; K: points of a ray; L: frequencies;
 """
 
 import copy
-from typing import List, Tuple, cast
+from typing import List, Tuple, Union, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mobiler2l_ns.student.embedder import Embedder
 from mobiler2l_ns.student.network import MobileR2LNetwork, Outputs, ResidualBlock
 from mobiler2l_ns.student.sampler import Sampler
+from mobiler2l_ns.student.surface import SurfaceEmbedder
 
 OUTPUT_NAMES = {"rgb": ("rgb",), "rgba": ("rgb", "alpha"), "rgbad": ("rgb", "alpha", "depth")}
 
@@ -30,7 +31,7 @@ class PoseToImage(nn.Module):
         embedder: The student's embedder.
         network: The student's network in eval mode; it is copied.
         outputs: Outputs of the graph.
-        dtype: Number format of the network. Points and codes are float32.
+        dtype: Number format of the network. Points, predicted surface and codes are float32.
     """
 
     body: nn.Module
@@ -38,7 +39,7 @@ class PoseToImage(nn.Module):
     def __init__(
         self,
         sampler: Sampler,
-        embedder: Embedder,
+        embedder: Union[Embedder, SurfaceEmbedder],
         network: MobileR2LNetwork,
         outputs: Outputs = "rgb",
         dtype: torch.dtype = torch.float32,
@@ -66,8 +67,8 @@ class PoseToImage(nn.Module):
         rays_d = c2w[:, :, :3] @ self.sampler.directions().T  # (B, 3, h*w)
         rays_o = c2w[:, :, 3:]
         points = torch.cat([self.sampler.contract(rays_o + z * rays_d, axis=1) for z in self.sampler.depths], dim=1)
-        codes = self.embedder(points.reshape(-1, 3 * self.sampler.num_points, *self.cells)).to(self.dtype)
-        features = self.head(codes)
+        codes = self.embedder.encode(points.reshape(-1, 3 * self.sampler.num_points, *self.cells))
+        features = self.head(codes.to(self.dtype))
         image = self.super_resolution(self.body(features) + features).float()
         channels = [image[:, :3], image[:, 3:4], image[:, 4:5]][: len(OUTPUT_NAMES[self.outputs])]
         if self.outputs == "rgbad":

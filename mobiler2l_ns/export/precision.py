@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import onnx
 
 Precision = Literal["fp32", "fp16", "int8"]
+INT8_OPSET = 13  # the first one with a scale for each channel
 BALANCE = 0.7  # 0: channels are not scaled; 1: all channels have the same magnitude
 
 

@@ -38,8 +38,8 @@ def report_dict(
         "run": {"config": str(config_path), "step": step, "method": method},
         "image": {"height": height, "width": width},
         "grid": {"height": h, "width": w},
-        "params": count_parameters(model.network),
-        "gmac": count_macs(model.network, h, w) / 1e9,
+        "params": count_parameters(model.embedder) + count_parameters(model.network),
+        "gmac": (count_macs(model.embedder, h, w) + count_macs(model.network, h, w)) / 1e9,
         "parity": {name: column(name) for name in ("max_abs", "mean_abs", "tolerance", "psnr")},
         "size_bytes": column("size_bytes"),
         "latency_ms": column("latency_ms"),
@@ -56,7 +56,8 @@ def print_table(model: MobileR2LModel, figures: Dict[str, FileFigures]) -> None:
         model: The student.
         figures: Figures by file.
     """
-    parameters, macs = count_parameters(model.network), count_macs(model.network, *model.sampler.grid.tolist())
+    parts, grid = (model.embedder, model.network), model.sampler.grid.tolist()
+    parameters, macs = sum(map(count_parameters, parts)), sum(count_macs(part, *grid) for part in parts)
     table = Table(title=f"{parameters / 1e6:.2f} M parameters, {macs / 1e9:.2f} GMAC per image")
     for heading in ("file", "kB", "ms (CPU)", "nodes", "max error", "mean error", "allowed", "PSNR to torch"):
         table.add_column(heading, justify="left" if heading == "file" else "right")

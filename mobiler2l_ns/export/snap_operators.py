@@ -103,6 +103,12 @@ def _concatenation(layer: Layer) -> FrozenSet[str]:
     return EVERYWHERE if from_the_back == 1 - MAX_RANK else EVERYWHERE - {NPU}
 
 
+def _softmax(layer: Layer) -> FrozenSet[str]:
+    # Opset 11 has one softmax over the axis and all axes after it.
+    axis = layer.attributes.get("axis", 1) % len(layer.output)
+    return EVERYWHERE if axis == 1 and set(layer.output[2:]) <= {1} else NOWHERE
+
+
 _NOT_ON_NPU = Operator(_only(*EVERYWHERE - {NPU}), {NPU: "no"})
 _EVERYWHERE = Operator(_only(*BACKENDS))
 _ELEMENTWISE = Operator(
@@ -136,6 +142,12 @@ OPERATORS: Dict[str, Operator] = {
     "Div": _ELEMENTWISE_NOT_ON_NPU,
     "Abs": _EVERYWHERE,
     "Concat": Operator(_concatenation, {NPU: "along the channels"}),
+    "Softmax": Operator(
+        _softmax,
+        {},
+        "along the channels, of one pixel each",
+        "is not along the channels, or is over several pixels at once",
+    ),
     "Sin": _NOT_ON_NPU,
     "Cos": _NOT_ON_NPU,
     "Constant": _NOT_ON_NPU,

@@ -4,6 +4,8 @@ h, w: ray grid; hw: its rays, h*w; K: points per ray; L: frequencies. The code o
 sin(2^0 x) ... sin(2^(L-1) x), cos(2^0 x) ... cos(2^(L-1) x), x  (Mildenhall et al. 2020, Eq. 4, without pi).
 """
 
+from typing import List
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -33,7 +35,12 @@ class Embedder(nn.Module):
 def positional_code(
     x: Float[Tensor, "B A *rest"], num_frequencies: int
 ) -> Float[Tensor, "B A*(2*{num_frequencies}+1) *rest"]:
-    """Codes of numbers, concatenated along the second axis.
+    """Codes of numbers, concatenated along the second axis, see ``code_parts``."""
+    return torch.cat(code_parts(x, num_frequencies), dim=1)
+
+
+def code_parts(x: Float[Tensor, "*shape"], num_frequencies: int) -> List[Float[Tensor, "*shape"]]:
+    """Codes of numbers: L sines, L cosines, and the numbers themselves.
 
     Sine and cosine are slow on every device. So they are computed for every third octave, and the octaves between
     follow by doubling the angle, which is as accurate as float32 arithmetic on an angle of that size.
@@ -52,7 +59,7 @@ def positional_code(
             sine, cosine = sine * cosine * 2.0, sine * sine * -2.0 + 1.0
         sines.append(sine)
         cosines.append(cosine)
-    return torch.cat([*sines, *cosines, x], dim=1)
+    return [*sines, *cosines, x]
 
 
 def to_network_input(

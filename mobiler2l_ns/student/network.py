@@ -136,18 +136,23 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def count_macs(network: MobileR2LNetwork, h: int, w: int) -> int:
-    """Multiply-accumulate operations of one h x w pass, of convolutions only.
+def count_macs(module: nn.Module, h: int, w: int) -> int:
+    """Multiply-accumulate operations of one h x w pass, of convolutions with trained weights only.
 
     A transposed convolution counts once per input pixel.
+
+    Args:
+        module: A network or an embedder, whose convolutions are listed in the order in which they run.
+        h: Rows of the ray grid.
+        w: Columns of the ray grid.
     """
     macs, pixels = 0, h * w
-    for module in network.modules():
-        if isinstance(module, nn.ConvTranspose2d):
-            macs += module.weight.numel() * pixels
-            pixels *= module.stride[0] ** 2
-        elif isinstance(module, nn.Conv2d):
-            macs += module.weight.numel() * pixels
+    for layer in module.modules():
+        if isinstance(layer, nn.ConvTranspose2d):
+            macs += layer.weight.numel() * pixels
+            pixels *= layer.stride[0] ** 2
+        elif isinstance(layer, nn.Conv2d):
+            macs += layer.weight.numel() * pixels
     return macs
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mobiler2l_ns.student.embedder import positional_code
+from mobiler2l_ns.student.embedder import code_parts, positional_code
 from mobiler2l_ns.student.network import NetworkConfig, ResidualBlock
 
 
@@ -71,8 +71,12 @@ class SurfaceEmbedder(nn.Module):
             at the last.
         """
         weights = torch.softmax(self.head(positional_code(points, self.num_frequencies)), dim=1)
-        surface = F.conv2d(points * F.conv2d(weights, self.spread), self.gather)
-        return surface, F.conv2d(weights, self.places)
+        return self._mean(points, weights), F.conv2d(weights, self.places)
+
+    def _mean(
+        self, points: Float[Tensor, "B 3*{self.num_points} h w"], weights: Float[Tensor, "B {self.num_points} h w"]
+    ) -> Float[Tensor, "B 3 h w"]:
+        return F.conv2d(points * F.conv2d(weights, self.spread), self.gather)
 
     def encode_with_depth(
         self, points: Float[Tensor, "B 3*{self.num_points} h w"]
@@ -88,5 +92,14 @@ class SurfaceEmbedder(nn.Module):
     def forward(
         self, points: Float[Tensor, "B 1 hw 3*{self.num_points}"]
     ) -> Float[Tensor, "B 1 hw {self.out_channels}"]:
-        """The network's input in the layout of the exported file, see ``to_network_input``."""
-        return self.encode(points.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        """The network's input in the layout of the exported file, see ``to_network_input``.
+
+        The same as ``encode``, in operators as SnapML documents them. A factor broadcasts over channels or over pixels,
+        but not over both, so numbers are multiplied where there is one channel. In opset 11, which Lens Studio reads, a
+        softmax is one over its axis and all axes after it, so the points of a ray are the second and last axis.
+        """
+        codes = torch.cat(code_parts(points, self.num_frequencies), dim=3)
+        logits = self.head(codes.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (B, 1, hw, K)
+        weights = torch.softmax(logits.reshape(-1, self.num_points), dim=1).reshape(logits.shape)
+        surface = self._mean(points.permute(0, 3, 1, 2), weights.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return torch.cat([points, *code_parts(surface, self.surface_frequencies)], dim=3)

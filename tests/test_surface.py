@@ -1,0 +1,174 @@
+"""The surface code: the predicted point by hand, layouts, gradients, and old students without it."""
+
+import math
+
+import pytest
+import torch
+import yaml
+from builders import KINDS, make_student, write_run
+from export_builders import export_run
+
+from mobiler2l_ns.checkpoints import load_model
+from mobiler2l_ns.student import renderer
+from mobiler2l_ns.student.embedder import Embedder, to_network_input
+from mobiler2l_ns.student.network import count_macs, count_parameters
+from mobiler2l_ns.student.surface import SurfaceEmbedder
+
+
+@pytest.fixture
+def embedder():
+    """Five points, three octaves of their codes, and four of the surface's."""
+    torch.manual_seed(0)
+    return SurfaceEmbedder(5, 3, 4, width=8)
+
+
+@pytest.fixture
+def points():
+    """Points of 2 x 3 rays of two cameras (2, 15, 2, 3)."""
+    return torch.randn(2, 15, 2, 3, generator=torch.Generator().manual_seed(1))
+
+
+def choose(embedder, *chosen):
+    """Makes the head choose these points with equal weights, whatever its input."""
+    last = embedder.head[-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.fill_(-100.0)
+        last.bias[list(chosen)] = 0.0
+
+
+@pytest.mark.parametrize("k", range(5))
+def test_one_point_is_the_surface(embedder, points, k):
+    choose(embedder, k)
+    surface, depth = embedder.predict(points)
+    torch.testing.assert_close(surface, points[:, 3 * k : 3 * k + 3], atol=1e-6, rtol=0)
+    torch.testing.assert_close(depth, torch.full((2, 1, 2, 3), k / 4), atol=1e-6, rtol=0)
+
+
+def test_two_points_have_their_mean(embedder, points):
+    choose(embedder, 1, 4)
+    surface, depth = embedder.predict(points)
+    torch.testing.assert_close(surface, (points[:, 3:6] + points[:, 12:15]) / 2, atol=1e-6, rtol=0)
+    torch.testing.assert_close(depth, torch.full((2, 1, 2, 3), (1 / 4 + 4 / 4) / 2), atol=1e-6, rtol=0)
+
+
+def test_weights_are_a_softmax_of_the_logits(embedder, points):
+    with torch.no_grad():
+        embedder.head[-1].weight.zero_()
+        embedder.head[-1].bias.copy_(torch.tensor([1.0, 0.0, 2.0, -1.0, 0.5]))
+    weights = [math.exp(logit) for logit in (1.0, 0.0, 2.0, -1.0, 0.5)]
+    expected = sum(w * points[:, 3 * k : 3 * k + 3] for k, w in enumerate(weights)) / sum(weights)
+    torch.testing.assert_close(embedder.predict(points)[0], expected, atol=1e-6, rtol=0)
+
+
+def test_channels_by_hand(embedder, points):
+    """Coordinates of the K points, then sines, cosines and coordinates of the surface, octave by octave."""
+    choose(embedder, 2)
+    channels = embedder.encode(points)
+    assert channels.shape == (2, embedder.out_channels, 2, 3) and embedder.out_channels == 15 + 3 * 9
+    torch.testing.assert_close(channels[:, :15], points)
+    x, y, z = points[1, 6:9, 0, 2].tolist()
+    codes = [math.sin(2**octave * value) for octave in range(4) for value in (x, y, z)]
+    codes += [math.cos(2**octave * value) for octave in range(4) for value in (x, y, z)]
+    assert channels[1, 15:, 0, 2].tolist() == pytest.approx([*codes, x, y, z], abs=1e-5)
+
+
+def test_codes_of_the_points_stay_inside(embedder, points):
+    """Two sets of points with one surface and equal coordinates elsewhere differ in no other channel."""
+    choose(embedder, 0)
+    other = points.clone()
+    other[:, 12:] += 0.5  # the last point, which is not the surface
+    changed = (embedder.encode(points) != embedder.encode(other)).any(dim=(0, 2, 3))
+    assert changed.nonzero().flatten().tolist() == [12, 13, 14]
+
+
+def test_layouts_agree(embedder, points):
+    """``encode`` of an image of rays, ``forward`` of rows of rays, and a flat copy into (H, W, C) memory."""
+    encoded = embedder.encode(points)
+    rows = points.permute(0, 2, 3, 1).reshape(2, 1, 6, 15)
+    codes = embedder(rows)
+    assert codes.shape == (2, 1, 6, embedder.out_channels)
+    torch.testing.assert_close(to_network_input(codes, 2, 3), encoded, atol=1e-5, rtol=0)
+    memory = codes.permute(0, 2, 3, 1).flatten()  # (H, W, C): rays, channels, one
+    torch.testing.assert_close(memory, to_network_input(codes, 2, 3).permute(0, 2, 3, 1).flatten(), atol=0, rtol=0)
+
+
+def test_gradients_reach_every_weight_of_the_head(embedder, points):
+    embedder.encode(points).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in embedder.parameters())
+
+
+def test_depth_teaches_the_head(embedder, points):
+    optimizer = torch.optim.Adam(embedder.parameters(), lr=0.02)
+    target = torch.rand(2, 1, 2, 3, generator=torch.Generator().manual_seed(2))
+    for _ in range(200):
+        loss = (embedder.predict(points)[1] - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 1e-3
+
+
+def test_weights_alone_are_saved(embedder):
+    """The convolutions of zeros and ones follow from the shape."""
+    assert all(name.startswith("head.") for name in embedder.state_dict())
+    assert not Embedder(3).state_dict()
+
+
+def test_work_of_the_head(embedder):
+    """15 * 7 codes to 8 channels, two blocks of two 8 x 8 convolutions, and 5 logits."""
+    assert count_macs(embedder, 2, 3) == 6 * (105 * 8 + 4 * 64 + 8 * 5)
+    assert count_parameters(embedder) == 105 * 8 + 4 * 64 + 8 * 5 + 5 * 8 + 5
+    assert count_macs(Embedder(3), 2, 3) == 0
+
+
+def test_batches_of_single_rays(monkeypatch):
+    """Without super-resolution rays are rendered as a column, in parts; each keeps its own surface."""
+    model = make_student(surface_octaves=8, **KINDS["r2l"])
+    rays_o, rays_d = torch.randn(2, 3, 4, 3), torch.randn(2, 3, 4, 3)
+    view, depth = model.renderer.render_with_surface(rays_o, rays_d)
+    assert view.shape == (2, 3, 3, 4) and depth.shape == (2, 1, 3, 4)
+    points = model.sampler.points(rays_o, rays_d).permute(0, 3, 1, 2)
+    torch.testing.assert_close(depth, model.embedder.predict(points)[1], atol=1e-5, rtol=0)
+    monkeypatch.setattr(renderer, "MAX_RAYS", 5)
+    in_parts = model.renderer.render_with_surface(rays_o, rays_d)
+    torch.testing.assert_close(in_parts, (view, depth), atol=1e-4, rtol=0)
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_loaded_with_its_head(tmp_path):
+    model = make_student(surface_octaves=8)
+    loaded, step = load_model(write_run(tmp_path, model), "cpu")
+    assert step == 7 and isinstance(loaded.embedder, SurfaceEmbedder)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_a_run_without_the_fields_loads_and_exports(tmp_path):
+    """config.yml of a student from before the surface code."""
+    path = write_run(tmp_path / "run", make_student())
+    config = yaml.load(path.read_text(), Loader=yaml.Loader)
+    for field in [name for name in vars(config.pipeline.model) if name.startswith("surface_")]:
+        del vars(config.pipeline.model)[field]
+    path.write_text(yaml.dump(config))
+    assert "surface" not in path.read_text()
+    model, _ = load_model(path, "cpu")
+    assert isinstance(model.embedder, Embedder) and model.network.in_channels == 312
+    report = export_run(path, tmp_path / "out")
+    assert max(report["parity"]["max_abs"].values()) < 2e-4
+
+
+@pytest.mark.parametrize(
+    ("precision", "opset"), [("fp32", 11), ("fp32", 13), ("fp32", 20), ("fp16", 11), ("fp16", 20), ("int8", 13)]
+)
+def test_a_run_is_exported(tmp_path, precision, opset):
+    config_path = write_run(tmp_path / "run", make_student(surface_octaves=8, outputs="rgbad"))
+    options = {"targets": ("onnx", "snap"), "outputs": "rgbad", "precision": precision, "opset": opset}
+    report = export_run(config_path, tmp_path / "out", **options)
+    model = make_student(surface_octaves=8, outputs="rgbad")
+    parts, grid = (model.embedder, model.network), model.sampler.grid.tolist()
+    assert report["params"] == sum(map(count_parameters, parts))
+    assert report["gmac"] == pytest.approx(sum(count_macs(part, *grid) for part in parts) / 1e9)
+    lowest = {"fp32": 90, "fp16": 50, "int8": 20}[precision]
+    assert report["parity"]["psnr"]["onnx/pipeline.onnx"] > lowest
