@@ -1,8 +1,8 @@
-"""Streams the student's training data from memory: patches of new teacher views and of the photos.
+"""Streams the student's training data from memory: patches of new teacher views, reprojected views and photos.
 
-A batch holds patches from the pool of teacher views and from the photos. Between steps the teacher renders views from
-new poses, within a fraction of the training time, and each replaces the oldest one. So the student never trains on a
-fixed set, and nothing has to be stored on disk.
+A batch holds patches from the pool of teacher views, from that of reprojected views and from the photos. Between steps
+the teacher renders views from new poses, within a fraction of the training time, and each replaces the oldest one. So
+the student never trains on a fixed set, and nothing has to be stored on disk.
 
 B: patches; hc, wc: cells of a patch; Hc, Wc: its pixels.
 """
@@ -21,18 +21,18 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from mobiler2l_ns.compat import running_command
-from mobiler2l_ns.data.batches import BatchMixer, check_batches
+from mobiler2l_ns.data.batches import BatchMixer, check_batches, check_shares
 from mobiler2l_ns.data.capture import CaptureDataManager, CaptureDataManagerConfig
+from mobiler2l_ns.data.photo_source import PhotoSource, num_reprojected_views
 from mobiler2l_ns.data.photos import PhotoSet, TrainingViewRays, load_photos
 from mobiler2l_ns.data.pool import ViewPool, announce_memory
 from mobiler2l_ns.data.poses import PoseKind, PoseSampler, fit_poses
-from mobiler2l_ns.data.reprojection import DENSITY, ReprojectedViews, render_depths, reproject
+from mobiler2l_ns.data.reprojection import ReprojectedViews
 from mobiler2l_ns.data.student_camera import (
-    check_near_far,
     check_pinholes,
+    choose_near_far,
     find_points,
     fit_student_camera,
-    probe_cameras,
     student_focal,
     student_size,
 )
@@ -43,6 +43,8 @@ from mobiler2l_ns.teacher.adoption import check_same_scene, check_same_world
 from mobiler2l_ns.teacher.frozen import CachedViews, TeacherConfig, depth_range
 from mobiler2l_ns.teacher.teacher import Teacher
 from mobiler2l_ns.training.distributed import broadcast_from_main, local_share
+
+SHARES = "photo_share", "reprojected_share", "teacher_share", "filling_share"
 
 
 @dataclass
@@ -79,7 +81,8 @@ class DistillationDataManagerConfig(CaptureDataManagerConfig):
     reprojected_views: int = 400
     """Reprojected views kept in memory, over all processes."""
     photo_depth: bool = False
-    """Let photos teach depth, too: the teacher renders it for each photo before the first step."""
+    """Let photos teach depth, too: the teacher renders it for each photo before the first step. With reprojected views,
+    which need it, they always do."""
     hard_share: float = 0.0
     """Fraction of each batch drawn from the patches of the last batches with the largest errors (R2L's hard rays).
     Photos and teacher views divide the rest. 0: none are kept."""
@@ -120,6 +123,7 @@ class DistillationDataManager(CaptureDataManager):
         self.pool: Optional[ViewPool] = None
         self.photos: Optional[PhotoSet] = None
         self.validation: Optional[PhotoSet] = None
+        self.reprojected: Optional[ReprojectedViews] = None
         self.photo_share = config.photo_share
         self.budget = TimeBudget(config.filling_share, config.teacher_share, synchronize=lambda: synchronize(device))
         self.teacher_is_of_other_data = False
@@ -168,72 +172,48 @@ class DistillationDataManager(CaptureDataManager):
         if self.test_mode != "val":
             return
         config, dataset = self.config, self.train_dataset
-        check_batches(config.patches_per_batch, config.hard_share)
+        check_shares({name: getattr(config, name) for name in SHARES})
+        num_reprojected = num_reprojected_views(config.reprojected_share, config.reprojected_views, config.channels)
+        check_batches(config.patches_per_batch, config.hard_share, num_reprojected)
         check_pinholes(dataset)
         teacher = config.teacher.load_config
         assert teacher is not None  # found in __init__
         check_same_world(teacher, self.train_dataparser_outputs, self.get_datapath())
         self.size = student_size(dataset, config.image_size, config.upscale)
         focal = student_focal(dataset.cameras, self.size)
-        height, width = (min(side, (config.tile_cells or side) * config.upscale) for side in self.size)
-        tile = height, width
+        tile_h, tile_w = (min(side, (config.tile_cells or side) * config.upscale) for side in self.size)
         capacity = max(1, local_share(config.pool_views))
-        needs_photos = max(config.photo_share, config.validation_photos, config.reprojected_share) > 0
-        photos = (len(dataset) if needs_photos else 0, *self.size, self._photo_channels())
-        announce_memory((capacity, *tile, config.channels), photos, focal, config.cache_dir)
+        source = PhotoSource(
+            dataset, self.size, config.upscale, config.channels, config.photo_share, config.validation_photos,
+            config.photo_depth, num_reprojected, self.device,
+        )  # fmt: skip
+        pool_shape = capacity, tile_h, tile_w, config.channels
+        announce_memory(pool_shape, source.shape, focal, config.cache_dir, source.reprojection_bytes)
         if self.teacher_is_of_other_data:
-            height, width = (max(8, round(48 * side / max(self.size))) for side in self.size)
-            few = load_photos(dataset, height, width, 1, self.device, limit=4)
-            check_same_scene(self.teacher, few, teacher, self.get_datapath())
-        if needs_photos:
-            self.photos, self.validation = self._load_photos(*self.size)
-        near_far = broadcast_from_main(lambda: self._near_far(focal))
+            check_same_scene(self.teacher, source.load_few(), teacher, self.get_datapath())
+        self.photos, self.validation = source.load()
+        near_far = broadcast_from_main(
+            lambda: choose_near_far(config.near_far, self._measure_near_far, self.pose_sampler, self.size, focal)
+        )
         camera = fit_student_camera(dataset.cameras, self.pose_sampler, self.size, focal, near_far, self.points)
         dataset.metadata["student_camera"] = camera  # nerfstudio hands this dictionary to the model
         self.pool = ViewPool(
-            capacity, tile, self.size, focal, config.upscale, self.device, config.cache_dir, self._identity(focal),
-            config.channels, camera.depths,
+            capacity, (tile_h, tile_w), self.size, focal, config.upscale, self.device, config.cache_dir,
+            self._identity(focal), config.channels, camera.depths,
         )  # fmt: skip
-        self.reprojected = None
-        if self.photos is not None and config.channels == 5 and (config.photo_depth or config.reprojected_share > 0):
-            self.reprojected = self._add_photo_depth(self.pool)
+        self.photos, self.reprojected = source.add_depth(
+            self.photos, lambda camera: self.teacher.render_all(camera), self.pool, self.pose_sampler
+        )
         self.mixer = BatchMixer(
-            self.pool, self.photos, config.patches_per_batch, config.patch_cells, config.hard_share,
-            self.reprojected.pool if self.reprojected is not None else None, config.reprojected_share,
+            self.pool, self.photos, config.patches_per_batch, config.patch_cells, config.hard_share, self.reprojected,
+            config.reprojected_share,
         )  # fmt: skip
         self.view_stream = ViewStream(
             self.pool, self.pose_sampler, self.budget, self._render_teacher, config.initial_views
         )
 
-    def _load_photos(self, height: int, width: int) -> Tuple[PhotoSet, Optional[PhotoSet]]:
-        """The training photos, without those that are held out, and these."""
-        alpha = self._photo_channels() == 4
-        photos = load_photos(self.train_dataset, height, width, self.config.upscale, self.device, with_alpha=alpha)
-        return photos.hold_out(self.config.validation_photos)
-
-    def _photo_channels(self) -> int:
-        """4 where photos can teach alpha, too."""
-        return 4 if self.config.channels > 3 and self.train_dataset.metadata["transparent_background"] else 3
-
-    def _add_photo_depth(self, pool: ViewPool) -> Optional[ReprojectedViews]:
-        """Adds the teacher's depth to the photos, and with it moves them to new poses."""
-        assert self.photos is not None
-        z, alpha = render_depths(self.teacher.render_all, self.photos.cameras)
-        self.photos = self.photos.with_geometry(alpha, z, pool.depths)
-        if self.config.reprojected_share == 0:
-            return None
-        large, _ = self._load_photos(*(DENSITY * side for side in self.size))
-        capacity = max(1, local_share(self.config.reprojected_views))
-        return reproject(large, z, pool, self.pose_sampler, capacity)
-
-    def _near_far(self, focal: float) -> Tuple[float, float]:
-        if self.config.near_far is not None:
-            check_near_far(self.config.near_far)
-            return self.config.near_far
-        probes = probe_cameras(self.pose_sampler, self.size, focal)
-        near, far = depth_range(self.teacher, probes, self.points == "unbounded")
-        CONSOLE.print(f"Content lies between z = {near:.3f} and {far:.3f} ({self.pose_sampler.kind} poses)")
-        return near, far
+    def _measure_near_far(self, probes: Cameras) -> Tuple[float, float]:
+        return depth_range(self.teacher, probes, self.points == "unbounded")
 
     def _identity(self, focal: float) -> str:
         """What cached views show: those of another teacher, size or focal length are of no use."""

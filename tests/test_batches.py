@@ -1,10 +1,13 @@
-"""Batches with alpha and depth: of teacher views, photos and hard patches."""
+"""Batches with alpha and depth: of teacher views, reprojected views, photos and hard patches."""
 
 import functools
 
 import pytest
 import torch
-from builders import pixel_rays
+from builders import one_sentence, pixel_rays
+from nerfstudio.utils import comms
+
+from mobiler2l_ns.errors import UserError
 
 BYTE = 1 / 255
 
@@ -60,7 +63,7 @@ def test_opaque_photos_teach_colours_alone(build, stub_teacher, ball_capture):
 def test_hard_patches_are_colours(build, stub_teacher):
     datamanager = build(photo_share=0.0, hard_share=0.2).datamanager
     datamanager.next_train(0)
-    datamanager.add_hard_patches(torch.rand(30))
+    datamanager.mixer.add_hard_patches(torch.rand(30))
     bundle, batch = datamanager.next_train(1)
     assert len(batch["image"]) == 30 and len(batch["alpha"]) == len(batch["depth"]) == 24
     check_against_the_ball(bundle, batch, stub_teacher, datamanager.train_dataset.metadata["student_camera"])
@@ -95,3 +98,113 @@ def test_heads_learn_in_a_few_steps(build):
         history.append({name: float(value.detach()) for name, value in losses.items()})
     for name in ("alpha_loss", "depth_loss"):
         assert sum(h[name] for h in history[-5:]) < 0.5 * sum(h[name] for h in history[:5])
+
+
+# -- reprojected views ------------------------------------------------------------------------------------------------
+
+
+REPROJECTED = {"reprojected_share": 0.5, "reprojected_views": 20}
+
+
+def test_a_batch_has_its_share_of_reprojected_views(build, stub_teacher, ball_capture):
+    """12 of 30 patches are photos; half of the others are reprojected."""
+    datamanager = build(photo_share=0.4, data=ball_capture, **REPROJECTED).datamanager
+    bundle, batch = datamanager.next_train(0)
+    assert batch.keys() == {"image", "alpha", "depth", "known", "sources"} and batch["sources"] == [9, 9, 12, 0]
+    assert len(batch["image"]) == len(batch["alpha"]) == len(batch["depth"]) == 30
+    known = batch["known"][..., 0]
+    assert known.dtype == torch.bool and known[:9].all() and known[18:].all()
+    assert 0.02 < known[9:18].float().mean() < 0.9 and (batch["alpha"][9:18][..., 0] == known[9:18]).all()
+    expected = stub_teacher.colours(*pixel_rays(bundle))
+    ball = stub_teacher.depths(*pixel_rays(bundle))[..., 0] > 0
+    error = (batch["image"] - expected).abs().amax(dim=-1)
+    assert (error[:9] <= 0.5 / 255 + 1e-4).float().mean() > 0.999
+    assert (error[18:] <= 0.5 / 255 + 1e-4).float().mean() > 0.999
+    assert error[9:18][known[9:18] & ball[9:18]].mean() < 0.05  # photos have 32 pixels a side
+    datamanager.set_photo_share(1.0)
+    _, batch = datamanager.next_train(1)
+    assert batch["sources"] == [0, 0, 30, 0] and "known" not in batch
+
+
+def test_photos_teach_depth(build, stub_teacher, ball_capture):
+    """With depth, photos are taught like teacher views; nothing is unknown without reprojected views."""
+    datamanager = build(photo_share=0.5, data=ball_capture, photo_depth=True).datamanager
+    bundle, batch = datamanager.next_train(0)
+    assert batch["sources"] == [15, 0, 15, 0] and "known" not in batch and datamanager.reprojected is None
+    assert len(batch["alpha"]) == len(batch["depth"]) == 30
+    check_against_the_ball(bundle, batch, stub_teacher, datamanager.train_dataset.metadata["student_camera"])
+
+
+def test_reprojected_views_without_photos_in_the_batch(build):
+    """The photos are loaded for them alone."""
+    datamanager = build(photo_share=0.0, **{**REPROJECTED, "reprojected_share": 1.0}).datamanager
+    _, batch = datamanager.next_train(0)
+    assert batch["sources"] == [0, 30, 0, 0] and len(batch["known"]) == 30
+    _, batch = datamanager.mixer.draw(0.5)
+    assert batch["sources"] == [0, 15, 15, 0] and len(batch["depth"]) == 30  # photos with depth
+
+
+@pytest.mark.parametrize("rank, sources", [(0, [2, 2, 3, 0]), (1, [2, 2, 3, 0]), (2, [2, 2, 2, 0])])
+def test_each_process_has_its_share(build, monkeypatch, rank, sources):
+    """20 patches for three processes are refused elsewhere; here 8 photos and 12 others among 7, 7 and 6 patches."""
+    datamanager = build(photo_share=0.4, **REPROJECTED).datamanager
+    datamanager.next_train(0)
+    monkeypatch.setattr(comms, "get_rank", lambda: rank)
+    monkeypatch.setattr(comms, "get_world_size", lambda: 3)
+    datamanager.mixer.patches_per_batch = 20
+    _, batch = datamanager.mixer.draw(0.4)
+    assert batch["sources"] == sources and len(batch["image"]) == sum(sources) == len(batch["known"])
+
+
+def test_memory_includes_what_is_reprojected(build, capsys):
+    """Photos of twice the resolution, depths, and the reprojected views themselves."""
+    datamanager = build(pool_views=500, **{**REPROJECTED, "reprojected_views": 200}).datamanager
+    printed = " ".join(capsys.readouterr().out.split())
+    # 200 views of 6 bytes a pixel; 8 photos of 4 * 4 bytes, z and a mark; directions of 4 * 12 bytes
+    size = 32 * 32 * (200 * 6 + 8 * (16 + 5) + 48)
+    assert (
+        f"+ photos ({8 * 32 * 32 * 5 / 1e6:.1f} MB) + reprojected views and their photos ({size / 1e6:.1f} MB)"
+        in printed
+    )
+    datamanager.next_train(0)
+    drawn, pool = datamanager.reprojected.reprojector, datamanager.reprojected.pool
+    tensors = [drawn.images, drawn.depths, drawn.known, *drawn._directions.values(), pool.images]
+    assert sum(tensor.numel() * tensor.element_size() for tensor in tensors) == size
+    poses = 700 * (48 + 16)
+    assert datamanager.statistics()["bytes"] == size + poses + 32 * 32 * (500 * 5 + 8 * 5)
+
+
+@pytest.mark.parametrize("outputs, line", [("rgb", 1), ("rgbad", 0)])
+def test_a_student_without_depth_is_told(build, capsys, outputs, line):
+    datamanager = build(outputs=outputs, **REPROJECTED).datamanager
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("No view is reprojected, because the student learns no depth") == line
+    assert (datamanager.reprojected is None) == (line == 1)
+    assert datamanager.next_train(0)[1]["sources"][1] == (0 if line else 8)
+
+
+def test_a_teacher_without_depth_is_told(build, stub_teacher, monkeypatch, capsys):
+    monkeypatch.setattr(stub_teacher, "depths", lambda origins, directions: torch.zeros_like(origins[..., :1]))
+    datamanager = build(near_far=(2.0, 6.0), **REPROJECTED).datamanager
+    assert "The teacher renders no depth: photos teach none, and no view is reprojected." in " ".join(
+        capsys.readouterr().out.split()
+    )
+    _, batch = datamanager.next_train(0)
+    assert batch["sources"] == [15, 0, 15, 0] and "known" not in batch and len(batch["depth"]) == 15
+
+
+def test_hard_patches_beside_reprojected_views_are_refused(build):
+    with pytest.raises(
+        UserError, match="hard-share cannot be used .* --pipeline.datamanager.reprojected-share 0"
+    ) as caught:
+        build(hard_share=0.2, **REPROJECTED)
+    one_sentence(caught)
+
+
+@pytest.mark.parametrize("name", ["photo_share", "reprojected_share", "teacher_share", "filling_share"])
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_shares_are_fractions(build, name, share):
+    option = "--pipeline.datamanager." + name.replace("_", "-")
+    with pytest.raises(UserError, match=f"{option} needs a number from 0 to 1, not {share}.$") as caught:
+        build(**{name: share})
+    one_sentence(caught)

@@ -262,7 +262,7 @@ def test_memory_is_as_announced(build, capsys):
     datamanager = build(pool_views=500)
     text = " ".join(capsys.readouterr().out.split())
     announced = [float(number) for number in re.findall(r"\(([\d.]+) MB\)", text)]
-    assert len(announced) == 2  # pool and photos
+    assert len(announced) == 2  # pool and photos; test_batches.py has reprojected views, too
     assert sum(announced) == pytest.approx(datamanager.statistics()["bytes"] / 1e6, rel=0.1)
     tensors = [datamanager.pool.images, datamanager.pool.c2w, datamanager.pool.corner, datamanager.photos.images]
     assert sum(t.numel() * t.element_size() for t in tensors) == datamanager.statistics()["bytes"]

@@ -125,10 +125,10 @@ def test_scores_of_teacher_views_and_photos_apart(build_pipeline):
     """Errors of 0.1, 0.2 and 0.4 on teacher views, photos and hard patches: by hand 20, 13.98 and 12.79 dB in all."""
     pipeline = build_pipeline(hard_share=0.25, photo_share=0.5, patches_per_batch=8)
     pipeline.datamanager.next_train(0)
-    pipeline.datamanager.add_hard_patches(torch.rand(8))
+    pipeline.datamanager.mixer.add_hard_patches(torch.rand(8))
     _, batch = pipeline.datamanager.next_train(1)
-    teacher, photos, hard = batch["sources"]
-    assert (teacher, photos, hard) == (3, 3, 2)
+    teacher, reprojected, photos, hard = batch["sources"]
+    assert (teacher, reprojected, photos, hard) == (3, 0, 3, 2)
     off = torch.tensor([0.1] * teacher + [0.2] * photos + [0.4] * hard).view(-1, 1, 1, 1)
     metrics = pipeline.model.get_metrics_dict({"rgb": batch["image"] + off}, batch)
     assert all(isinstance(value, torch.Tensor) for value in metrics.values())
@@ -191,13 +191,13 @@ def test_evaluations_do_not_count_as_training_time(build_pipeline, stub_teacher,
     now = [start + 50.0]
     manager.budget.clock = lambda: now[0]
     before = manager.statistics()["share_of_training_time"], manager.budget.views_due(2, 4)
-    forward = StudentRenderer.render_rays
+    forward = StudentRenderer.render_with_surface
 
     def slow(self, *arguments, **options):
         now[0] += 100
         return forward(self, *arguments, **options)
 
-    monkeypatch.setattr(StudentRenderer, "render_rays", slow)
+    monkeypatch.setattr(StudentRenderer, "render_with_surface", slow)
     with torch.no_grad():
         getattr(pipeline, evaluate)(*([0] if evaluate.startswith("get_eval") else []))
     assert now[0] >= start + 50 + 100

@@ -1,9 +1,17 @@
-"""The losses of alpha and depth."""
+"""The losses, by hand and against torchmetrics."""
 
 import pytest
 import torch
+from torchmetrics.functional.image import structural_similarity_index_measure
 
-from mobiler2l_ns.training.losses import alpha_loss, depth_loss
+from mobiler2l_ns.training.losses import (
+    alpha_loss,
+    depth_loss,
+    ignore_unknown,
+    rgb_loss,
+    structure_loss,
+    surface_loss,
+)
 
 
 def test_losses_by_hand():
@@ -14,3 +22,64 @@ def test_losses_by_hand():
     accumulation = torch.tensor([1.0, 0.5, 1.0, 0.0]).view(1, 1, 4, 1)
     # 0.04 + 0.5 * 0.16, none where depth is 0, none where nothing is seen, by 4
     assert float(depth_loss(prediction, target, accumulation)) == pytest.approx(0.03)
+
+
+def test_a_cell_counts_as_far_as_it_is_known():
+    """Two cells of 2 x 2 pixels. In the first, three pixels have a depth and weigh 1, 1/2 and 0; in the other, none."""
+    target = torch.tensor([[0.2, 0.4, 0.0, 0.0], [0.9, 0.0, 0.0, 0.0]]).view(1, 2, 4, 1)
+    accumulation = torch.tensor([[1.0, 0.5, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0]]).view(1, 2, 4, 1)
+    prediction = torch.tensor([0.5, 0.7]).view(1, 1, 2, 1).requires_grad_()
+    loss = surface_loss(prediction, target, accumulation)
+    # The cell's weight is 1.5 / 4, its depth (0.2 + 0.5 * 0.4) / 1.5.
+    assert float(loss) == pytest.approx(0.375 * (0.5 - 0.4 / 1.5) ** 2 / 2)
+    loss.backward()
+    assert prediction.grad.flatten().tolist() == pytest.approx([0.375 * (0.5 - 0.4 / 1.5), 0.0])
+
+
+def test_equal_images_have_no_structure_loss():
+    image = torch.rand(2, 16, 24, 3, generator=torch.Generator().manual_seed(0))
+    assert float(structure_loss(image, image)) == pytest.approx(0.0, abs=1e-5)
+    # Constants a and b: (2ab + c1) / (a^2 + b^2 + c1) with c1 = 1e-4
+    black = torch.zeros(1, 8, 8, 3)
+    assert float(structure_loss(black, black + 0.5)) == pytest.approx(1 - 1e-4 / 0.2501, abs=1e-5)
+
+
+def test_structure_is_torchmetrics_ssim_of_uniform_windows():
+    """torchmetrics has windows around every pixel, this loss only those that are half a window apart, all inside."""
+    random = torch.Generator().manual_seed(0)
+    target = torch.rand(2, 19, 25, 3, generator=random)
+    prediction = (target + 0.3 * torch.rand(2, 19, 25, 3, generator=random)).clamp(0, 1)
+    nchw = [image.permute(0, 3, 1, 2).double() for image in (prediction, target)]
+    _, everywhere = structural_similarity_index_measure(
+        *nchw, gaussian_kernel=False, kernel_size=7, data_range=1.0, return_full_image=True
+    )
+    expected = 1 - everywhere[:, :, 3:-3:3, 3:-3:3].mean()
+    assert float(structure_loss(prediction, target, window=7)) == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_unknown_pixels_have_no_error_and_no_gradient():
+    outputs = {name: torch.rand(3, 2, 2, channels, requires_grad=True) for name, channels in
+               (("rgb", 3), ("accumulation", 1))}  # fmt: skip
+    known = torch.ones(3, 2, 2, 1, dtype=torch.bool)
+    known[1, 0] = known[2] = False
+    batch = {"image": torch.rand(3, 2, 2, 3), "alpha": torch.rand(2, 2, 2, 1), "depth": torch.zeros(2, 2, 2, 1)}
+    assert ignore_unknown(outputs, batch) is batch
+    found = ignore_unknown(outputs, {**batch, "known": known})
+    assert torch.equal(found["image"].where(known, 0), batch["image"].where(known, 0))
+    assert torch.equal(found["alpha"].where(known[:2], 0), batch["alpha"].where(known[:2], 0))
+    assert torch.equal(found["depth"], batch["depth"])
+    loss = rgb_loss(outputs["rgb"], found["image"]) + alpha_loss(outputs["accumulation"][:2], found["alpha"])
+    by_hand = ((outputs["rgb"] - batch["image"]) ** 2 * known).sum() / 36
+    by_hand = by_hand + ((outputs["accumulation"][:2] - batch["alpha"]) ** 2 * known[:2]).sum() / 8
+    torch.testing.assert_close(loss, by_hand)
+    loss.backward()
+    assert torch.equal(outputs["rgb"].grad.abs().amax(dim=-1, keepdim=True) > 0, known)
+    assert torch.equal(outputs["accumulation"].grad != 0, known & (torch.arange(3) < 2).view(3, 1, 1, 1))
+
+
+def test_a_student_of_colours_alone_can_have_unknown_pixels():
+    rgb = torch.rand(1, 2, 2, 3)
+    batch = {"image": torch.zeros(1, 2, 2, 3), "alpha": torch.zeros(1, 2, 2, 1)}
+    batch["known"] = torch.zeros(1, 2, 2, 1, dtype=torch.bool)
+    found = ignore_unknown({"rgb": rgb}, batch)
+    assert torch.equal(found["image"], rgb) and torch.equal(found["alpha"], batch["alpha"])

@@ -18,10 +18,10 @@ from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManage
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from PIL import Image
 
-from mobiler2l_ns import datamanager
 from mobiler2l_ns.cameras import pinhole_cameras
 from mobiler2l_ns.checkpoints import checkpoint_paths, load_model, read_config
 from mobiler2l_ns.compat import without_lpips_download
+from mobiler2l_ns.data import photo_source
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.command import ExportMobileR2L
 from mobiler2l_ns.runtime import Renderer
@@ -203,7 +203,7 @@ def test_no_teacher_for_the_data_says_how_to_train_one(capture, tmp_path):
 
 
 def test_size_not_divisible_names_the_cure(capture, outputs, teacher_run):
-    with pytest.raises(UserError, match="--pipeline.datamanager.image-size 24 32"):
+    with pytest.raises(UserError, match="--pipeline.datamanager.image-size 28 32"):
         two_steps("mobiler2l-small", capture, outputs, teacher=teacher_run, image_size=(30, 32))
 
 
@@ -221,7 +221,8 @@ def test_a_checkpoint_file_is_resumed(capture, outputs, teacher_run, tmp_path):
 
 def test_an_unbounded_student_of_twelve_pixels_a_ray(capture, tmp_path, teacher_run):
     """24x24 pixels from 2x2 rays, upscaled as for forward-facing captures: trained, reloaded, exported everywhere."""
-    network = replace(installed_methods()["mobiler2l-small"].config.pipeline.model.network, sr_strides=(2, 2, 3))
+    small = installed_methods()["mobiler2l-small"].config.pipeline.model.network
+    network = replace(small, sr_widths=(48, 32, 16), sr_strides=(2, 2, 3))
     config_path = two_steps(
         "mobiler2l-small", capture, tmp_path, teacher=teacher_run, image_size=(24, 24), student="rgbad",
         model={"points": "unbounded", "network": network},
@@ -267,7 +268,7 @@ def test_a_capture_that_was_moved_keeps_its_teacher(capture, outputs, teacher_ru
         key = tuple(camera.camera_to_worlds.flatten().tolist())
         return photos.get(key, torch.zeros(int(camera.height), int(camera.width), 3))
 
-    load = datamanager.load_photos
+    load = photo_source.load_photos
 
     def remember(*arguments, **options):
         found = load(*arguments, **options)
@@ -276,6 +277,6 @@ def test_a_capture_that_was_moved_keeps_its_teacher(capture, outputs, teacher_ru
             photos[key] = found.images[i].float() / 255
         return found
 
-    monkeypatch.setattr(datamanager, "load_photos", remember)
+    monkeypatch.setattr(photo_source, "load_photos", remember)
     monkeypatch.setattr(FrozenTeacher, "render", render_as_the_photos_are)
     assert two_steps("mobiler2l-small", moved, outputs, teacher=teacher_run).is_file()

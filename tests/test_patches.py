@@ -101,7 +101,7 @@ def test_a_batch_ends_with_hard_patches_of_the_batches_before(build, photo_share
     datamanager = build(hard_share=0.3, photo_share=photo_share).datamanager
     bundle, batch = datamanager.next_train(0)
     first, pixels = rows(bundle), batch["image"]
-    datamanager.add_hard_patches(torch.tensor([0.0, 0.9, 0, 0, 0.8, 0, 0, 0, 0, 0.7]))
+    datamanager.mixer.add_hard_patches(torch.tensor([0.0, 0.9, 0, 0, 0.8, 0, 0, 0, 0, 0.7]))
     hard = {first[index]: pixels[index] for index in (1, 4, 9)}
     for step in range(1, 4):
         bundle, batch = datamanager.next_train(step)
@@ -116,9 +116,9 @@ def test_a_patch_that_was_drawn_again_does_not_enter_again(build):
     """However badly it was rendered: of the second batch the worst new ones enter."""
     datamanager = build(hard_share=0.3).datamanager
     datamanager.next_train(0)
-    datamanager.add_hard_patches(torch.zeros(10))
+    datamanager.mixer.add_hard_patches(torch.zeros(10))
     bundle, _ = datamanager.next_train(1)
-    datamanager.add_hard_patches(torch.tensor([0.0, 0.1, 0.2, 0.3, 0, 0, 0, 1, 1, 1]))
+    datamanager.mixer.add_hard_patches(torch.tensor([0.0, 0.1, 0.2, 0.3, 0, 0, 0, 1, 1, 1]))
     stored = datamanager.mixer.hard_patches._stored[1][3:6, 0, 0]
     assert {tuple(origin) for origin in stored.tolist()} == {tuple(row[:3]) for row in rows(bundle)[1:4]}
 
@@ -126,7 +126,7 @@ def test_a_patch_that_was_drawn_again_does_not_enter_again(build):
 def test_the_pipeline_hands_over_each_patches_error(build, monkeypatch):
     pipeline = build(hard_share=0.2)
     heard = []
-    monkeypatch.setattr(pipeline.datamanager, "add_hard_patches", heard.append)
+    monkeypatch.setattr(pipeline.datamanager.mixer, "add_hard_patches", heard.append)
     outputs, losses, metrics = pipeline.get_train_loss_dict(0)
     assert heard[0].shape == (10,) and not heard[0].requires_grad
     torch.testing.assert_close(heard[0].mean(), losses["rgb_loss"].detach())
@@ -152,7 +152,7 @@ def test_without_a_share_nothing_is_kept(build):
     for step in range(2):
         pipeline.get_train_loss_dict(step)
     assert pipeline.datamanager.mixer.hard_patches is None and pipeline.datamanager.mixer._last is None
-    pipeline.datamanager.add_hard_patches(torch.ones(10))
+    pipeline.datamanager.mixer.add_hard_patches(torch.ones(10))
     assert pipeline.datamanager.mixer.hard_patches is None
 
 

@@ -6,6 +6,7 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 
 from mobiler2l_ns.cameras import pinhole_cameras
 from mobiler2l_ns.data.photos import PhotoSet, load_photos, on_white
+from mobiler2l_ns.student.sampler import DepthRange
 
 
 def test_on_white_by_hand():
@@ -20,6 +21,28 @@ def test_photos_are_split_evenly():
     rest, held_out = PhotoSet(images, cameras, 8).hold_out(2)
     assert held_out.images[:, 0, 0, 0].tolist() == [3, 6]
     assert rest.images[:, 0, 0, 0].tolist() == [0, 1, 2, 4, 5, 7, 8, 9]
+
+
+@pytest.mark.parametrize("count", [0, 10, 12])
+def test_the_last_photo_is_not_held_out(count):
+    images = torch.zeros(10, 8, 8, 3, dtype=torch.uint8)
+    photos = PhotoSet(images, pinhole_cameras(torch.eye(4)[None, :3].repeat(10, 1, 1), 8.0, 8, 8), 8)
+    assert photos.hold_out(count) == (photos, None)
+
+
+@pytest.mark.parametrize("own_alpha", [False, True])
+def test_photos_with_the_teachers_depth(own_alpha):
+    """z = 2, 3 and 6 between 2 and 4: bytes 0, 128 and 255; 0 where it is not known. A photo's own alpha stays."""
+    images = torch.full((1, 2, 2, 4), 77, dtype=torch.uint8)[..., : 4 if own_alpha else 3]
+    photos = PhotoSet(images, pinhole_cameras(torch.eye(4)[None, :3], 8.0, 2, 2), 1)
+    z, alpha = torch.tensor([[[2.0, 3.0], [6.0, 0.0]]]), torch.tensor([[[1.0, 0.6], [1.0, 0.0]]])
+    found = photos.with_geometry(alpha, z, DepthRange(2.0, 4.0))
+    assert found.images.shape == (1, 2, 2, 5) and torch.equal(found.images[..., :3], images[..., :3])
+    assert found.images[0, ..., 3].tolist() == ([[77, 77], [77, 77]] if own_alpha else [[255, 153], [255, 0]])
+    assert found.images[0, ..., 4].tolist() == [[0, 128], [255, 0]]
+    ((_, colours),) = found
+    assert colours.shape == (2, 2, 3) and found.sample(3, 2, 2).pixels.shape == (3, 2, 2, 5)
+    assert photos.images.shape[-1] == images.shape[-1]
 
 
 @pytest.mark.parametrize(("total", "limit", "chosen"), [(7, 4, [0, 1, 3, 5]), (8, 4, [0, 2, 4, 6]), (3, 4, [0, 1, 2])])

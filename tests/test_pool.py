@@ -9,7 +9,7 @@ import torch
 from mobiler2l_ns.cameras import pinhole_cameras, student_rays
 from mobiler2l_ns.data.patches import cut_patches
 from mobiler2l_ns.data.photos import PhotoSet
-from mobiler2l_ns.data.pool import ViewPool
+from mobiler2l_ns.data.pool import ViewPool, from_bytes, to_bytes
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.student.sampler import DepthRange
 
@@ -234,6 +234,20 @@ def test_a_cache_keeps_depth_in_world_units(tmp_path):
     again = pool_with_depth((1.0, 5.0), tmp_path)
     assert again.images[0, :, :, 4].tolist() == [[64, 128, 255], [0, 0, 0]]
     assert (again.images[1, :, :, 4] == 191).all()  # 3/4 of 255
+
+
+def test_six_channels_survive_as_bytes():
+    """Colours, alpha, z between the planes and what is known; z = 0 stays 0."""
+    depths = DepthRange(2.0, 4.0, True)
+    view = torch.tensor([[[0.2, 0.4, 0.6, 1.0, 3.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]])
+    stored = to_bytes(view, depths)
+    # 1/3 is two thirds of the way from 1/2 to 1/4.
+    assert stored.tolist() == [[[51, 102, 153, 255, 170, 255], [0, 0, 0, 0, 0, 0]]]
+    torch.testing.assert_close(from_bytes(stored, depths), view)
+    pool = ViewPool(2, (1, 2), (1, 2), 10.0, 1, channels=6, depths=depths)
+    pool.add(view, torch.eye(4)[:3])
+    pixels = pool.sample(3, 1, 2).pixels
+    assert pixels.shape == (3, 1, 2, 6) and pixels[:, 0, :, 5].tolist() == [[1.0, 0.0]] * 3
 
 
 def test_a_cache_with_other_outputs_is_refused(tmp_path):

@@ -14,6 +14,7 @@ from torch import Tensor
 from mobiler2l_ns.data.patches import HardPatches, Patches, alpha_depth_targets, join_bundles, known_pixels
 from mobiler2l_ns.data.photos import PhotoSet
 from mobiler2l_ns.data.pool import ViewPool
+from mobiler2l_ns.data.reprojection import ReprojectedViews
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.training.distributed import local_share
 
@@ -39,10 +40,10 @@ class BatchMixer:
 
     def __init__(
         self, pool: ViewPool, photos: Optional[PhotoSet], patches_per_batch: int, patch_cells: Optional[int],
-        hard_share: float, reprojected: Optional[ViewPool] = None, reprojected_share: float = 0.0,
+        hard_share: float, reprojected: Optional[ReprojectedViews] = None, reprojected_share: float = 0.0,
     ):  # fmt: skip
         self.pool, self.photos, self.patches_per_batch = pool, photos, patches_per_batch
-        self.reprojected, self.reprojected_share = reprojected, reprojected_share
+        self.reprojected, self.reprojected_share = reprojected, reprojected_share if reprojected is not None else 0.0
         h, w = (side // pool.upscale for side in pool.tile)
         self.patch_size = (h, w) if patch_cells is None else (min(patch_cells, h), min(patch_cells, w))
         count = local_share(patches_per_batch)
@@ -52,7 +53,7 @@ class BatchMixer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that pools, photos and hard patches take."""
+        """Bytes that pool, photos, hard patches, and reprojected views with their photos take."""
         parts = self.pool, self.reprojected, self.photos, self.hard_patches
         return sum(part.nbytes for part in parts if part is not None)
 
@@ -98,7 +99,19 @@ class BatchMixer:
             self.hard_patches.add(patches, errors[:num_new])
 
 
-def check_batches(patches_per_batch: int, hard_share: float) -> None:
+def check_shares(shares: Dict[str, float]) -> None:
+    """Raises UserError for a share that is no fraction.
+
+    Args:
+        shares: By their names in the datamanager's config.
+    """
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            option = f"--pipeline.datamanager.{name.replace('_', '-')}"
+            raise UserError(f"{option} needs a number from 0 to 1, not {share}.")
+
+
+def check_batches(patches_per_batch: int, hard_share: float, num_reprojected: int = 0) -> None:
     """Raises UserError for options that make no batch.
 
     Processes must take equally many patches, or the mean over them would be skewed.
@@ -111,3 +124,8 @@ def check_batches(patches_per_batch: int, hard_share: float) -> None:
         )
     if not 0 <= hard_share < 1:
         raise UserError(f"--pipeline.datamanager.hard-share needs a number from 0 to below 1, not {hard_share}.")
+    if hard_share > 0 and num_reprojected > 0:
+        raise UserError(
+            "--pipeline.datamanager.hard-share cannot be used with reprojected views, because hard patches do not "
+            "store which pixels are unknown: pass --pipeline.datamanager.reprojected-share 0, too."
+        )

@@ -127,24 +127,29 @@ class ViewPool:
 
 
 def announce_memory(
-    pool: Tuple[int, int, int, int], photos: Tuple[int, int, int, int], focal: float, cache_dir: Optional[Path]
-) -> None:
-    """Prints what the pool and the photos are going to take, in the main process.
+    pool: Tuple[int, int, int, int], photos: Tuple[int, int, int, int], focal: float, cache_dir: Optional[Path],
+    reprojection_bytes: int = 0,
+) -> None:  # fmt: skip
+    """Prints what the pool, the photos and the reprojected views are going to take, in the main process.
 
     Args:
         pool: Capacity, H, W and C of a process's pool.
         photos: Number, H, W and C of the photos.
         focal: Focal length of the student's view in pixels.
         cache_dir: Where the pool is also kept.
+        reprojection_bytes: Bytes of the reprojected views and of what they are drawn from; 0: there are none.
     """
     if not comms.is_main_process():
         return
     (capacity, tile_h, tile_w, _), (_, height, width, _) = pool, photos
     where = f"also kept in {cache_dir}" if cache_dir else "nothing is written to disk"
     each = f" of each of {comms.get_world_size()} processes" if comms.get_world_size() > 1 else ""
+    parts = f"photos ({math.prod(photos) / 1e6:.1f} MB)"
+    if reprojection_bytes > 0:
+        parts += f" + reprojected views and their photos ({reprojection_bytes / 1e6:.1f} MB)"
     CONSOLE.print(
         f"Student's view {width}x{height}, focal {focal:.1f}. Pool: {capacity} teacher views of {tile_w}x{tile_h} "
-        f"({math.prod(pool) / 1e6:.1f} MB) + photos ({math.prod(photos) / 1e6:.1f} MB) in memory{each}; {where}."
+        f"({math.prod(pool) / 1e6:.1f} MB) + {parts} in memory{each}; {where}."
     )
 
 
@@ -165,9 +170,10 @@ def to_bytes(image: Float[Tensor, "H W C"], depths: DepthRange) -> UInt8[Tensor,
 def from_bytes(image: UInt8[Tensor, "H W C"], depths: DepthRange) -> Float[Tensor, "H W C"]:
     """The reverse of ``to_bytes``."""
     image = image.float() / 255
-    if image.shape[-1] == 5:
-        part = image[..., 4:]
-        image = torch.cat([image[..., :4], torch.where(part > 0, depths.denormalize(part), 0.0)], dim=-1)
+    if image.shape[-1] >= 5:
+        part = image[..., 4:5]
+        z = torch.where(part > 0, depths.denormalize(part), 0.0)
+        image = torch.cat([image[..., :4], z, image[..., 5:]], dim=-1)
     return image
 
 

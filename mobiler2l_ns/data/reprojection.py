@@ -17,6 +17,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import track
 from torch import Tensor
 
+from mobiler2l_ns.data.patches import Patches
 from mobiler2l_ns.data.photos import PhotoSet
 from mobiler2l_ns.data.pool import ViewPool
 from mobiler2l_ns.data.poses import PoseSampler
@@ -26,6 +27,7 @@ NUM_SOURCES = 3
 MIN_POINTS = 2  # a pixel with fewer points is unknown
 MAX_DEPTH_RATIO = 1.05  # between neighbouring pixels; a larger one is the edge of something, where depth is a mixture
 SAME_SURFACE = 1.03  # points at most this much farther than the nearest one of a pixel count for it
+MAX_LENSES = 4  # whose directions are kept; photos may have a lens each
 INITIAL_VIEWS = 30  # before the first step
 REFRESH_EVERY = 4  # steps between two new views once the pool is full
 
@@ -42,10 +44,17 @@ class Reprojector:
     def __init__(self, photos: PhotoSet, depths: Float[Tensor, "N H W"], focal: float):
         self.images, self.cameras, self.focal = photos.images, photos.cameras, focal
         self.depths, self.known, self.size = depths, is_smooth(depths), (depths.shape[1], depths.shape[2])
-        c2w = photos.cameras.camera_to_worlds
+        c2w = photos.cameras.camera_to_worlds.float()  # some parsers keep them in double precision
+        self.poses = c2w
         self.position, self.axis = c2w[:, :, 3], -c2w[:, :, 2]
         self.scale = torch.cdist(self.position, self.position).median().clamp_min(1e-6)
         self._directions: Dict[Tuple[float, ...], Float[Tensor, "P 3"]] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of photos and depths, and of the directions that were needed so far."""
+        kept = self.images, self.depths, self.known, *self._directions.values()
+        return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
     def nearest(self, c2w: Float[Tensor, "3 4"]) -> List[int]:
         """The photos whose cameras are nearest to a pose, in place and direction."""
@@ -54,6 +63,7 @@ class Reprojector:
 
     def render(self, c2w: Float[Tensor, "3 4"]) -> Float[Tensor, "H W 6"]:
         """A view: colours, alpha, z, and 1 where these are known."""
+        c2w = c2w.float()
         parts = [self._points(index, c2w) for index in self.nearest(c2w)]
         points, colours = (torch.cat(part) for part in zip(*parts))
         return splat(points, colours, self.focal, self.size)
@@ -66,7 +76,7 @@ class Reprojector:
         if image.shape[-1] == 4:
             known &= image[..., 3] > 250
         known = known.flatten()
-        pose = self.cameras.camera_to_worlds[index]
+        pose = self.poses[index]
         rotation = c2w[:, :3].T
         points = self._camera_directions(index)[known] * z.flatten()[known, None]
         points = points @ (rotation @ pose[:, :3]).T + rotation @ (pose[:, 3] - c2w[:, 3])
@@ -80,9 +90,11 @@ class Reprojector:
             lens = torch.cat([lens, camera.distortion_params], dim=-1)
         key = tuple(lens.flatten().tolist())
         if key not in self._directions:
+            if len(self._directions) == MAX_LENSES:
+                del self._directions[next(iter(self._directions))]
             camera.camera_to_worlds = torch.eye(3, 4, device=lens.device)[None]
             rays = camera.generate_rays(0, keep_shape=True)
-            self._directions[key] = (rays.directions * rays.metadata["directions_norm"]).view(-1, 3)
+            self._directions[key] = (rays.directions * rays.metadata["directions_norm"]).float().view(-1, 3)
         return self._directions[key]
 
 
@@ -129,7 +141,7 @@ def render_depths(
         for i in track(range(len(cameras)), "Teacher renders the photos' depth", console=CONSOLE, transient=True)
     ]
     alpha, z = torch.stack(views).unbind(-1)
-    return z, alpha
+    return z.contiguous(), alpha.contiguous()
 
 
 class ReprojectedViews:
@@ -154,23 +166,28 @@ class ReprojectedViews:
         due = int(step % REFRESH_EVERY == 0) if is_full else max(1, INITIAL_VIEWS - len(self.pool))
         for _ in range(min(due, self.pool.capacity)):
             c2w = self.poses.sample(1)[0]
-            self.pool.add(self.reprojector.render(c2w), c2w, step=step)
+            with torch.autocast(device_type=c2w.device.type, enabled=False):
+                view = self.reprojector.render(c2w)
+            self.pool.add(view, c2w, step=step)
+
+    def sample(self, count: int, hc: int, wc: int) -> Patches:
+        """Patches of hc x wc cells from stored views drawn at random."""
+        return self.pool.sample(count, hc, wc)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the full pool, and of what the views are drawn from."""
+        return self.pool.nbytes + self.reprojector.nbytes
 
 
-def reproject(
-    photos: PhotoSet, z: Float[Tensor, "N H W"], views: ViewPool, poses: PoseSampler, capacity: int
-) -> ReprojectedViews:
-    """Reprojected views like the teacher's.
+def reprojection_bytes(capacity: int, num_photos: int, size: Tuple[int, int], channels: int) -> int:
+    """Bytes that reprojected views, photos, depths and the directions of one lens take.
 
     Args:
-        photos: Photos with DENSITY times the student's resolution.
-        z: The teacher's z of them at the student's resolution.
-        views: The teacher's.
-        poses: Where the views are drawn from.
-        capacity: How many are stored.
+        capacity: Stored views.
+        num_photos: N.
+        size: H and W.
+        channels: Channels of a photo.
     """
-    device = views.images.device
-    pool = ViewPool(
-        capacity, views.size, views.size, views.focal, views.upscale, device, channels=6, depths=views.depths
-    )
-    return ReprojectedViews(pool, poses, Reprojector(photos, z, views.focal))
+    pixels = size[0] * size[1]
+    return pixels * (6 * capacity + num_photos * (channels * DENSITY**2 + 5) + 12 * DENSITY**2)

@@ -6,11 +6,12 @@ H, W: pixels of the student's view.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Optional, Tuple
+from typing import Callable, Literal, Optional, Tuple
 
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from mobiler2l_ns.cameras import fit_cameras, pinhole_cameras
@@ -124,6 +125,27 @@ def check_pinholes(dataset: InputDataset) -> None:
             "photos (e.g. with `colmap image_undistorter`), or cut panoramas into flat images with "
             "`ns-process-data images --camera-type equirectangular`."
         )
+
+
+def choose_near_far(
+    option: Optional[Tuple[float, float]], measure: Callable[[Cameras], Tuple[float, float]], poses: PoseSampler,
+    size: Tuple[int, int], focal: float,
+) -> Tuple[float, float]:  # fmt: skip
+    """Near and far plane, world units: those of the option, else those of what the teacher renders.
+
+    Args:
+        option: The planes that the command names.
+        measure: Measures the planes on small cameras.
+        poses: Where these cameras stand.
+        size: H and W.
+        focal: Focal length in pixels of the student's view.
+    """
+    if option is not None:
+        check_near_far(option)
+        return option
+    near, far = measure(probe_cameras(poses, size, focal))
+    CONSOLE.print(f"Content lies between z = {near:.3f} and {far:.3f} ({poses.kind} poses)")
+    return near, far
 
 
 def check_near_far(near_far: Tuple[float, float]) -> None:
