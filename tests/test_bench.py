@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bench import common, distillation, recipes, training
+from bench import common, distillation, forward_facing, recipes, training
 from bench.exact_teacher import ExactTeacher
 from bench.training import Run, Score
 from builders import stub_teacher_config
@@ -91,6 +91,27 @@ def test_a_tiny_comparison(tmp_path, monkeypatch):
         expected = target[key] / sooner[0][key] if sooner else 0.0
         assert results[name] == [pytest.approx(expected, abs=0.006)]
     assert results["command"] == f"python scripts/bench/distillation.py --seeds 5 --output {tmp_path}"
+
+
+def test_a_tiny_forward_facing_comparison(tmp_path, monkeypatch, capsys):
+    sizes = {"WIDTH": 48, "HEIGHT": 36, "FOCAL": 44.0, "NUM_PHOTOS": 12, "NUM_VIEWS": 3, "STEPS": 4, "PATCHES": 2}
+    for name, value in sizes.items():
+        monkeypatch.setattr(forward_facing, name, value)
+    command = ["distillation.py", "--scene", "forward-facing", "--seeds", "5", "6", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    distillation.main()
+    results = json.loads((tmp_path / "distillation-forward-facing.json").read_text())
+    assert (tmp_path / "distillation-forward-facing.png").stat().st_size > 10_000
+    assert results["resolution"] == "48x36" and results["command"].endswith(" ".join(command[1:]))
+    assert [(run["recipe"], run["seed"]) for run in results["runs"]] == [
+        ("without surface code", 5), ("surface code", 5), ("without surface code", 6), ("surface code", 6),
+    ]  # fmt: skip
+    for run in results["runs"]:
+        assert [point["step"] for point in run["curve"]] == [1, 2, 3, 4]
+        assert {point["views"] for point in run["curve"]} == {3} and run["teacher_seconds"] > 0
+    last = [run["curve"][-1]["psnr"] for run in results["runs"]]
+    assert results["psnr"] == {"without surface code": last[::2], "surface code": last[1::2]}
+    assert f"mean {np.mean(last[::2]):.2f} dB without surface code" in " ".join(capsys.readouterr().out.split())
 
 
 def test_gain_and_speed_up_by_hand():

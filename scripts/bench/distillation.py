@@ -1,8 +1,9 @@
 """What distillation costs: the published recipe against ours, on one scene, in one run; or ours on a real capture.
 
-    python scripts/bench/distillation.py                 recipes on the demo scene, ray-traced exactly, no photos
-    python scripts/bench/distillation.py --setting gpu   the same at 800x800 with the full network
-    python scripts/bench/distillation.py --data DIR      our student of a trained teacher, against held-out photos
+    scripts/bench/distillation.py                          recipes on the demo scene, ray-traced exactly, no photos
+    scripts/bench/distillation.py --setting gpu            the same at 800x800 with the full network
+    scripts/bench/distillation.py --scene forward-facing   ours without and with a surface code, on exact photos
+    scripts/bench/distillation.py --data DIR               our student of a trained teacher, against held-out photos
 
 All methods run through their own nerfstudio trainer, from the same poses, with networks of one size. The clock of a
 run includes everything that the teacher renders. Held-out views are never used for a decision.
@@ -25,6 +26,7 @@ from rich.table import Table
 from torch import Tensor
 
 from bench.common import console, default_device, mean, new_table, plot_curves, with_machine, write_figures
+from bench.forward_facing import compare_forward_facing, forward_facing_table
 from bench.recipes import SETTINGS, compare_recipes, recipe_table
 from bench.training import Run, method_config, train
 from mobiler2l_ns.data.photos import PhotoSet, load_photos
@@ -42,6 +44,9 @@ class Options:
 
     setting: Literal["cpu", "gpu"] = "cpu"
     """Sizes of the comparison of recipes."""
+    scene: Literal["demo", "forward-facing"] = "demo"
+    """demo: the recipes on the demo scene. forward-facing: our student without and with its surface code and
+    reprojected views, from cameras that all look the same way."""
     seeds: Tuple[int, ...] = (0, 1, 2)
     """One comparison a seed."""
     paper_steps: Optional[int] = None
@@ -157,7 +162,11 @@ def capture_table(results: Dict) -> Table:
 def main() -> None:
     """Runs what the command line asks for."""
     options = tyro.cli(Options, description=__doc__)
-    if options.data is None:
+    if options.data is None and options.scene == "forward-facing":
+        name = options.name or "distillation-forward-facing"
+        results = compare_forward_facing(options.seeds)
+        console.print(forward_facing_table(results))
+    elif options.data is None:
         name = options.name or f"distillation-recipes-{options.setting}"
         results = compare_recipes(SETTINGS[options.setting], options.seeds, options.paper_steps)
         console.print(recipe_table(results))

@@ -5,7 +5,7 @@ All cameras stand on a plane and look the same way. The wall is 64 times as far 
 
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Dict, List, Tuple
 
@@ -15,8 +15,10 @@ from demo_scene.island import diorama
 from demo_scene.shapes import BLUE, CREAM, GREEN, ORANGE, PINK, PURPLE, RED, SKY, WHITE, YELLOW, Part, cycle, moved
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
+from rich.table import Table
 from trimesh.creation import box
 
+from bench.common import mean, new_table
 from bench.exact_teacher import ExactTeacher, ExactTeacherConfig
 from bench.training import Run, method_config, train
 from mobiler2l_ns.cameras import pinhole_cameras
@@ -95,29 +97,34 @@ class Variant:
 
     name: str
     surface: bool
-    """With the method's surface code and reprojected views; without them it is the student of before."""
+    """With the method's surface code, reprojected views and losses; without them half of each batch are photos."""
 
 
 def config_of(variant: Variant, capture: Path, outputs: Path) -> DistillationTrainerConfig:
-    """mobiler2l-small at x12, with a fixed set of views."""
+    """mobiler2l-small with cells of 12x12 pixels, as published for such captures, and a fixed set of views."""
     parser = NerfstudioDataParserConfig(
         data=capture, orientation_method="none", center_method="none", auto_scale_poses=False
     )
     config = method_config("mobiler2l-small", capture, parser, outputs)
     config.max_num_iterations, config.pipeline.finetuning.steps = STEPS, 0
     model, datamanager = config.pipeline.model, config.pipeline.datamanager
-    model.network.sr_strides = (2, 2, 3)
+    model.network.sr_strides, model.network.sr_widths = (2, 2, 3), (48, 32, 16)
     datamanager.teacher = ForwardFacingTeacherConfig(load_config=capture / "config.yml")
     datamanager.pool_views = datamanager.initial_views = NUM_VIEWS
     datamanager.teacher_share = datamanager.filling_share = 0.0
-    datamanager.patches_per_batch, datamanager.tile_cells, datamanager.photo_share = PATCHES, None, 0.5
+    datamanager.patches_per_batch, datamanager.patch_cells, datamanager.tile_cells = PATCHES, 8, None
     if not variant.surface:
-        model.surface_octaves, datamanager.reprojected_share, datamanager.photo_depth = 0, 0.0, False
+        model.surface_octaves, model.structure_weight = 0, 0.0
+        datamanager.photo_share, datamanager.reprojected_share, datamanager.photo_depth = 0.5, 0.0, False
     return config
 
 
 def compare_forward_facing(seeds: Tuple[int, ...]) -> Dict:
-    """Trains both variants for each seed; everything for the JSON file."""
+    """Trains both variants for each seed.
+
+    Returns:
+        Everything for the JSON file.
+    """
     runs: List[Tuple[str, Run]] = []
     with tempfile.TemporaryDirectory() as folder:
         capture = Path(folder) / "capture"
@@ -135,5 +142,17 @@ def compare_forward_facing(seeds: Tuple[int, ...]) -> Dict:
     return {
         "resolution": f"{WIDTH}x{HEIGHT}",
         "psnr": {name: [run.curve[-1].psnr for other, run in runs if other == name] for name, _ in runs},
-        "runs": [{"recipe": name, **vars(run), "curve": [vars(point) for point in run.curve]} for name, run in runs],
+        "runs": [{"recipe": name, **asdict(run)} for name, run in runs],
     }
+
+
+def forward_facing_table(results: Dict) -> Table:
+    """Both variants, one row a run."""
+    table = new_table(results["resolution"], "student", "seed", "steps", "seconds", "teacher [s]", "PSNR [dB]")
+    for run in results["runs"]:
+        last = run["curve"][-1]
+        table.add_row(run["recipe"], str(run["seed"]), str(last["step"]), f"{run['seconds']:.0f}",
+                      f"{run['teacher_seconds']:.0f}", f"{last['psnr']:.2f}")  # fmt: skip
+    without, with_surface = (mean(values) for values in results["psnr"].values())
+    table.caption = f"mean {without:.2f} dB without surface code, {with_surface:.2f} dB with it"
+    return table

@@ -53,7 +53,8 @@ def recipe(method: str, setting: Setting, scene: Path, outputs: Path) -> Distill
     config.pipeline.model.network = network
     config.pipeline.finetuning.steps, config.pipeline.model.outputs = 0, "rgb"
     datamanager = config.pipeline.datamanager
-    datamanager.teacher, datamanager.photo_share = ExactTeacherConfig(load_config=scene / "config.yml"), 0.0
+    datamanager.teacher = ExactTeacherConfig(load_config=scene / "config.yml")
+    datamanager.photo_share = datamanager.reprojected_share = 0.0
     return config
 
 
