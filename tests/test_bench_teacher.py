@@ -42,10 +42,30 @@ def test_the_figures_add_up(teacher, tmp_path, monkeypatch, capsys):
     figures = json.loads(path.read_text())
     assert figures["resolution"] == [16, 16] and figures["views"] == 2
     speed, quality = figures["rays_per_second"], figures["psnr"]
-    assert min(speed.values()) > 0 and set(speed) == set(quality) == {"stock", "ours"}
-    assert figures["ratio"] == pytest.approx(speed["ours"] / speed["stock"], abs=0.05)
+    assert min(speed.values()) > 0 and set(speed) == set(quality) == {"stock", "torch", "ours"}
+    assert figures["ratio"] == pytest.approx(speed["ours"] / speed["stock"], rel=0.05)
+    assert figures["ratio_to_torch"] == pytest.approx(speed["ours"] / speed["torch"], rel=0.05)
     assert figures["db_lost"] == pytest.approx(quality["stock"] - quality["ours"], abs=0.002)
-    assert f"{speed['ours']:,}" in capsys.readouterr().out
+    assert figures["db_lost_to_torch"] == pytest.approx(quality["torch"] - quality["ours"], abs=0.002)
+    cpu_speed = figures["rays_per_cpu_second"]
+    assert set(cpu_speed) == set(speed) and min(cpu_speed.values()) > 0
+    output = capsys.readouterr().out
+    assert all(f"{value:,}" in output for value in [*speed.values(), *cpu_speed.values()])
+
+
+def test_the_rows_are_three_renderers(teacher):
+    """The second one is the frozen teacher as it is without numba."""
+    renderers = bench_teacher.load_renderers(teacher, torch.device("cpu"))
+    in_torch, ours = renderers["torch"].__self__, renderers["ours"].__self__
+    assert in_torch.fast.fused is None and ours.fast.fused is not None
+
+
+def test_without_numba_there_are_two_rows(teacher, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba.core", None)
+    path = tmp_path / "figures.json"
+    bench(monkeypatch, "--teacher", teacher, "--num-views", 1, "--max-side", 8, "--json", path)
+    figures = json.loads(path.read_text())
+    assert set(figures["rays_per_second"]) == {"stock", "ours"} and "ratio_to_torch" not in figures
 
 
 def test_the_baseline_is_nerfstudios_own(teacher):

@@ -3,7 +3,7 @@
 nerfacto evaluates proposal networks to place the samples of each ray, and density and colour at all samples, also for
 rays through empty space. Here the last proposal network is baked into a grid once, rays that meet nothing are not
 sampled, and colour is evaluated only at visible samples. Field, number of samples, spacing and compositing are those of
-the model.
+the model. On a CPU with numba, ``fused_nerfacto`` places and shades the samples.
 
 N: rays, E: edges of the intervals on a ray, K: samples on a ray, M: visible samples, G: geometry features.
 """
@@ -12,7 +12,7 @@ from typing import Dict, Tuple, TypeGuard
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.field_components.spatial_distortions import SceneContraction
@@ -25,7 +25,9 @@ from nerfstudio.models.base_model import Model
 from nerfstudio.models.nerfacto import NerfactoModel
 from torch import Tensor
 
+from mobiler2l_ns.cameras import cell_centres, is_pinhole
 from mobiler2l_ns.teacher.density_grid import DensityGrid
+from mobiler2l_ns.teacher.fused_nerfacto import FusedNerfacto, can_fuse
 
 GRID_RESOLUTION = 128
 NUM_INTERVALS = 128
@@ -40,12 +42,14 @@ class FastNerfacto:
 
     Args:
         model: A model that ``renders_as_nerfacto``, in eval mode.
+        compiled: Whether ``fused_nerfacto`` renders where it can.
 
     Attributes:
         grid: Density of the last proposal network; zero, in a bounded model, where the field is empty.
+        fused: Renders the rays on a CPU; None where torch does.
     """
 
-    def __init__(self, model: NerfactoModel):
+    def __init__(self, model: NerfactoModel, compiled: bool = True):
         network, sampler = model.proposal_networks[-1], model.proposal_sampler.initial_sampler
         assert isinstance(network, HashMLPDensityField) and isinstance(sampler, SpacedSampler)
         self.model, self.field, self.proposal_network = model, model.field, network
@@ -56,8 +60,12 @@ class FastNerfacto:
             self.grid.clear_empty(lambda x: self._field_density(x)[0], float(size.norm()) / GRID_RESOLUTION)
         self.to_spacing, self.to_distance = sampler.spacing_fn, sampler.spacing_fn_inv
         self.num_samples = model.config.num_nerf_samples_per_ray
-        # A CPU is fastest while a chunk's intermediate results fit its cache.
-        self.chunk = 1 << 12 if model.device.type == "cpu" else 1 << 16
+        self.fused = None
+        if compiled and can_fuse(self.field, sampler):
+            last_sample = model.renderer_rgb.background_color == "last_sample"
+            self.fused = FusedNerfacto(self.field, sampler, self.grid.densities, last_sample, MIN_WEIGHT)
+        # With torch, a CPU is fastest while a chunk's intermediate results fit its cache.
+        self.chunk = 1 << 12 if model.device.type == "cpu" and self.fused is None else 1 << 16
 
     @torch.no_grad()
     def outputs_for_camera(self, camera: Cameras) -> Dict[str, Float[Tensor, "H W _"]]:
@@ -67,30 +75,41 @@ class FastNerfacto:
             ``rgb`` (H, W, 3), ``accumulation`` (H, W, 1) and ``depth`` (H, W, 1), the median distance along the ray in
             world units. Accumulation and depth are 0 for rays that meet nothing.
         """
-        bundle = camera.generate_rays(0, keep_shape=True)
+        bundle = pixel_rays(camera)
         rays = bundle.flatten()
         parts = [self._render(rays[i : i + self.chunk]) for i in range(0, len(rays), self.chunk)]
         return {name: torch.cat([part[name] for part in parts]).view(*bundle.shape, -1) for name in parts[0]}
 
     def _render(self, rays: RayBundle) -> Dict[str, Float[Tensor, "N _"]]:
         rays_o, rays_d = rays.origins, rays.directions
-        edges, weights, seen = self._propose(rays)
+        edges, index = self._place(rays)
         background = self.model.renderer_rgb.background_color
         outputs = {name: rays_o.new_zeros(len(rays_o), 1) for name in ("accumulation", "depth")}
         outputs["rgb"] = rays_o.new_zeros(len(rays_o), 3)
         if background not in ("last_sample", "random"):
             outputs["rgb"] += RGBRenderer.get_background_color(background, (3,), rays_o.device)
-        index = seen.nonzero()[:, 0]
         if len(index) == 0:
             return outputs
-        edges = self.to_distance(inverse_cdf(edges[index], weights[index], self.num_samples + 1))
         rendered = self._shade(rays_o[index], rays_d[index], edges, outputs["rgb"][index])
         for name, value in rendered.items():
             outputs[name][index] = value
         return outputs
 
-    def _propose(self, rays: RayBundle) -> Tuple[Float[Tensor, "N E"], Float[Tensor, "N E-1"], Bool[Tensor, "N"]]:
-        """Interval edges in the model's spacing, the intervals' weights by the grid, and which rays to sample."""
+    def _place(self, rays: RayBundle) -> Tuple[Float[Tensor, "M E"], Int64[Tensor, "M"]]:
+        """Distances between the samples of the M rays to sample, and the indices of these rays."""
+        near, far = self._span(rays)
+        count = self.num_samples + 1
+        if self.fused is not None:
+            rays_o, rays_d = self._unit_rays(rays.origins, rays.directions)
+            edges, opacity = self.fused.propose(rays_o, rays_d, near, far, count, PADDING)
+            index = self._seen(opacity)
+            return edges[index], index
+        edges, weights = self._propose(rays, near, far)
+        index = self._seen(weights.sum(dim=1))
+        return self.to_distance(inverse_cdf(edges[index], weights[index], count)), index
+
+    def _span(self, rays: RayBundle) -> Tuple[Float[Tensor, "N 1"], Float[Tensor, "N 1"]]:
+        """Where rays start and end, in the model's spacing."""
         assert self.model.collider is not None
         rays = self.model.collider(rays)
         near, far = rays.nears, rays.fars
@@ -98,14 +117,21 @@ class FastNerfacto:
         if self.bounded:
             enter, leave = intersect_aabb(rays.origins, rays.directions, self.field.aabb)
             near, far = torch.maximum(near, enter), torch.minimum(far, leave)
-        near, far = self.to_spacing(near), self.to_spacing(torch.maximum(near, far))
+        return self.to_spacing(near), self.to_spacing(torch.maximum(near, far))
+
+    def _seen(self, opacity: Float[Tensor, "N"]) -> Int64[Tensor, "M"]:
+        """Indices of the rays to sample, which have this opacity by the grid."""
+        everything = self.model.renderer_rgb.background_color == "last_sample"
+        return (opacity > (-1 if everything else MIN_OPACITY)).nonzero()[:, 0]
+
+    def _propose(
+        self, rays: RayBundle, near: Float[Tensor, "N 1"], far: Float[Tensor, "N 1"]
+    ) -> Tuple[Float[Tensor, "N E"], Float[Tensor, "N E-1"]]:
+        """Interval edges in the model's spacing, and the intervals' weights by the grid."""
         edges = near + (far - near) * torch.linspace(0, 1, NUM_INTERVALS + 1, device=near.device)
         distances = self.to_distance(edges)
         middle, width = (distances[:, 1:] + distances[:, :-1]) / 2, distances.diff(dim=1)
-        weights = render_weights(self.grid(self._unit_cube(rays.origins, rays.directions, middle)), width)
-        if self.model.renderer_rgb.background_color == "last_sample":
-            return edges, weights, torch.ones_like(weights[:, 0], dtype=torch.bool)
-        return edges, weights, weights.sum(dim=1) > MIN_OPACITY
+        return edges, render_weights(self.grid(self._unit_cube(rays.origins, rays.directions, middle)), width)
 
     def _shade(
         self,
@@ -115,6 +141,9 @@ class FastNerfacto:
         background: Float[Tensor, "N 3"],
     ) -> Dict[str, Float[Tensor, "N _"]]:
         """Outputs of rays that are sampled between given distances."""
+        if self.fused is not None:
+            rgb, accumulation, depth = self.fused.shade(*self._unit_rays(rays_o, rays_d), rays_d, edges)
+            return {"rgb": rgb + background * (1 - accumulation), "accumulation": accumulation, "depth": depth}
         middle, width = (edges[:, 1:] + edges[:, :-1]) / 2, edges.diff(dim=1)
         positions = self._unit_cube(rays_o, rays_d, middle)
         density, features = self._field_density(positions.flatten(1).T)
@@ -135,15 +164,22 @@ class FastNerfacto:
         self, rays_o: Float[Tensor, "N 3"], rays_d: Float[Tensor, "N 3"], t: Float[Tensor, "N K"]
     ) -> Float[Tensor, "3 N K"]:
         """Points at distances t, in the coordinates of the model's fields: the unit cube."""
-        if self.bounded:
-            low, size = self.field.aabb[0], self.field.aabb[1] - self.field.aabb[0]
-            rays_o, rays_d = (rays_o - low) / size, rays_d / size
+        rays_o, rays_d = self._unit_rays(rays_o, rays_d)
         points = torch.addcmul(rays_o.T[..., None], rays_d.T[..., None], t)
         if self.bounded:
             return points
         # mip-NeRF 360 (Barron et al. 2022), Eq. 10, with the maximum norm: the identity for norms up to 1.
         inverse = 1 / points.abs().amax(dim=0).clamp_min(1)
         return points.mul_((2 - inverse) * inverse / 4).add_(0.5)
+
+    def _unit_rays(
+        self, rays_o: Float[Tensor, "N 3"], rays_d: Float[Tensor, "N 3"]
+    ) -> Tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"]]:
+        """Rays in the axes of the unit cube if the model is bounded, else in world axes."""
+        if not self.bounded:
+            return rays_o, rays_d
+        low, size = self.field.aabb[0], self.field.aabb[1] - self.field.aabb[0]
+        return (rays_o - low) / size, rays_d / size
 
     def _proposal_density(self, positions: Float[Tensor, "N 3"]) -> Float[Tensor, "N"]:
         network = self.proposal_network
@@ -183,6 +219,27 @@ def renders_as_nerfacto(model: Model) -> TypeGuard[NerfactoModel]:
         and all(type(network) is HashMLPDensityField for network in model.proposal_networks)
         and isinstance(model.proposal_sampler.initial_sampler, SpacedSampler)
     )
+
+
+def pixel_rays(camera: Cameras) -> RayBundle:
+    """The rays (H, W) of a camera (1,) through its pixels' centres, with origins and unit directions.
+
+    They are float32, also where the capture is float64. For pinhole cameras they are computed several times faster than
+    by nerfstudio.
+    """
+    if not is_pinhole(camera):
+        bundle = camera.generate_rays(0, keep_shape=True)
+        bundle.origins, bundle.directions = bundle.origins.float(), bundle.directions.float()
+        return bundle
+    pose = camera.camera_to_worlds[0].float()
+    y, x = cell_centres(int(camera.height), int(camera.width), (1, 1), camera.device).split(1, dim=-1)
+    right, up = (x[:1] - camera.cx) / camera.fx * pose[:, 0], (camera.cy - y[:, :1]) / camera.fy * pose[:, 1]
+    directions = (right + (up - pose[:, 2])).float()
+    # torch is slow at norms over an axis of 3.
+    a, b, c = directions.unbind(dim=-1)
+    directions *= (a * a + b * b + c * c).rsqrt_()[..., None]
+    origins = pose[:, 3].expand_as(directions)
+    return RayBundle(origins=origins, directions=directions, pixel_area=torch.ones_like(directions[..., :1]))
 
 
 def render_weights(density: Float[Tensor, "N K"], width: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:

@@ -2,29 +2,33 @@
 
     python scripts/bench/teacher.py --teacher outputs/SCENE/METHOD/TIME/config.yml
 
-Both render the cameras of held-out photos in one process, one camera after the other, so that whatever else the
-machine does slows both down.
+On a CPU with numba, the frozen teacher is measured with its compiled renderer and with the one in torch. All render the
+cameras of held-out photos in one process, one camera after the other, so that whatever else the machine does slows
+all of them down. CPU seconds, summed over threads, depend less on other processes than seconds do.
 """
 
 import argparse
 import sys
 import time
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Callable, Dict, Optional
 
 if __name__ == "__main__":  # modules are found in scripts/, not in scripts/bench/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.field_components.encodings import HashEncoding
 from nerfstudio.models.base_model import Model
 from rich.progress import track
+from torch import Tensor
 
 from bench.common import console, default_device, describe, new_table, with_machine, write_figures
 from mobiler2l_ns.checkpoints import load_model, read_config
 from mobiler2l_ns.data.photos import PhotoSet, load_photos
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.comparison import held_out_dataset
+from mobiler2l_ns.teacher.fast_nerfacto import FastNerfacto
 from mobiler2l_ns.teacher.frozen import FrozenTeacher
 from mobiler2l_ns.training.metrics import psnr
 
@@ -54,27 +58,36 @@ def load_held_out(config_path: Path, data: Optional[Path], num_views: int, max_s
     return load_photos(dataset, round(height * factor), round(width * factor), 1, device, limit=num_views)
 
 
-def measure(config_path: Path, photos: PhotoSet, device) -> Dict:
-    """Renders every photo's camera by both and returns the figures that the table and the JSON file hold."""
+def load_renderers(config_path: Path, device) -> Dict[str, Callable[[Cameras], Tensor]]:
+    """Functions that render a camera's colours: ``stock``, ``ours``, and ``torch`` if ours is compiled."""
     stock, ours = load_stock(config_path, device), FrozenTeacher(config_path, device)
     if ours.fast is None:
         raise UserError(f"{config_path} is rendered by nerfstudio anyway: pass a nerfacto with stock options.")
-    renderers = {
-        "stock": lambda camera: stock.get_outputs_for_camera(camera)["rgb"].clamp(0, 1),
-        "ours": ours.render,
-    }
-    seconds, quality = dict.fromkeys(renderers, 0.0), dict.fromkeys(renderers, 0.0)
+    renderers = {"stock": lambda camera: stock.get_outputs_for_camera(camera)["rgb"].clamp(0, 1)}
+    if ours.fast.fused is not None:
+        in_torch = FrozenTeacher(config_path, device)
+        in_torch.fast = FastNerfacto(ours.fast.model, compiled=False)
+        renderers["torch"] = in_torch.render
+    return {**renderers, "ours": ours.render}
+
+
+def measure(config_path: Path, photos: PhotoSet, device) -> Dict:
+    """Renders every photo's camera by all renderers and returns the figures that the table and the JSON file hold."""
+    renderers = load_renderers(config_path, device)
+    seconds, cpu_seconds, quality = ({name: 0.0 for name in renderers} for _ in range(3))
     for render in renderers.values():
         render(photos.cameras[:1])  # the first view includes what is set up once
     for camera, target in track(photos, "Rendering held-out views", console=console, transient=True):
         for name, render in renderers.items():
-            start = _now(device)
+            start, cpu_start = _now(device), time.process_time()
             view = render(camera)
             seconds[name] += _now(device) - start
+            cpu_seconds[name] += time.process_time() - cpu_start
             quality[name] += psnr(view, target) / len(photos)
     height, width = photos.images.shape[1:3]
-    speed = {name: len(photos) * height * width / value for name, value in seconds.items()}
-    return {
+    rays = len(photos) * height * width
+    speed = {name: rays / value for name, value in seconds.items()}
+    figures = {
         "teacher": "/".join(Path(config_path).parts[-4:]),
         "views": len(photos),
         "resolution": [width, height],
@@ -83,6 +96,12 @@ def measure(config_path: Path, photos: PhotoSet, device) -> Dict:
         "psnr": {name: round(value, 3) for name, value in quality.items()},
         "db_lost": round(quality["stock"] - quality["ours"], 3),
     }
+    if device.type == "cpu":
+        figures["rays_per_cpu_second"] = {name: round(rays / value) for name, value in cpu_seconds.items()}
+    if "torch" in renderers:
+        figures["ratio_to_torch"] = round(speed["ours"] / speed["torch"], 2)
+        figures["db_lost_to_torch"] = round(quality["torch"] - quality["ours"], 3)
+    return figures
 
 
 def _now(device) -> float:
@@ -95,14 +114,21 @@ def show(figures: Dict) -> None:
     """Prints the figures as a table."""
     width, height = figures["resolution"]
     title = f"{figures['views']} held-out views at {width}x{height}"
-    table = new_table(title, "", "rays/s", "PSNR against photos")
-    for row, label in {"stock": "nerfstudio", "ours": "frozen teacher"}.items():
-        table.add_row(label, f"{figures['rays_per_second'][row]:,}", f"{figures['psnr'][row]:.2f} dB")
+    by_cpu = figures.get("rays_per_cpu_second", {})
+    table = new_table(title, "", "rays/s", *(["rays per CPU second"] if by_cpu else []), "PSNR against photos")
+    labels = {"stock": "nerfstudio", "torch": "frozen teacher in torch", "ours": "frozen teacher"}
+    for row, speed in figures["rays_per_second"].items():
+        cpu_speed = [f"{by_cpu[row]:,}"] if by_cpu else []
+        table.add_row(labels[row], f"{speed:,}", *cpu_speed, f"{figures['psnr'][row]:.2f} dB")
     console.print(table)
     console.print(
-        f"{figures['ratio']:.1f} times as fast, {figures['db_lost']:.2f} dB lost (less than 0: gained); "
-        f"{describe(figures)} (both renderers together)"
+        f"{figures['ratio']:.1f} times as fast as nerfstudio, {figures['db_lost']:.2f} dB lost (less than 0: gained); "
+        f"{describe(figures)} (all renderers together)"
     )
+    if "ratio_to_torch" in figures:
+        console.print(
+            f"{figures['ratio_to_torch']:.1f} times as fast as in torch, {figures['db_lost_to_torch']:.2f} dB lost"
+        )
 
 
 def main() -> None:
