@@ -1,0 +1,132 @@
+"""What the surface code costs: work and time of pipeline.onnx with it and without it, with the same network.
+
+    python scripts/bench/surface_cost.py
+
+The small student has 20x20 rays and 160x160 pixels, the published one 100x100 rays and 800x800 pixels. Both sides run
+by turns in one process. The ratio is that of their fastest runs, which other processes disturbed least.
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Dict, NamedTuple, Tuple
+
+if __name__ == "__main__":  # modules are found in scripts/, not in scripts/bench/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+import tyro
+from nerfstudio.data.scene_box import SceneBox
+
+from bench.common import CPU, console, new_table, with_machine, write_figures
+from bench.published_files import session
+from mobiler2l_ns.data.student_camera import StudentCamera
+from mobiler2l_ns.export.onnx_files import trace_pipeline
+from mobiler2l_ns.model import MobileR2LModel, MobileR2LModelConfig
+from mobiler2l_ns.student.network import NetworkConfig, count_macs
+from mobiler2l_ns.student.viewing_range import viewing_range
+
+PERCENTILES = (0, 10, 50)
+
+
+class Shape(NamedTuple):
+    """Shape of a student."""
+
+    cells: int
+    """Rows and columns of the ray grid."""
+    num_points: int
+    num_frequencies: int
+    network: NetworkConfig
+
+
+SHAPES: Dict[str, Shape] = {
+    "small": Shape(20, 12, 4, NetworkConfig(depth=24, width=96, sr_widths=(48, 32, 16))),
+    "published": Shape(100, 8, 6, NetworkConfig()),
+}
+
+
+@dataclass
+class Options:
+    """Command line."""
+
+    rounds: int = 300
+    """How many times each side of the small shape runs, by turns; the published one runs a tenth as often."""
+    threads: int = 2
+    """Threads that onnxruntime may use."""
+    octaves: int = 8
+    """S: octaves of the surface code."""
+    shapes: Tuple[str, ...] = tuple(SHAPES)
+    """Shapes to measure: small, published."""
+    json: Path = Path("docs/benchmarks/surface-cost.json")
+    """File for the figures."""
+
+
+def student(shape: Shape, octaves: int) -> MobileR2LModel:
+    """A student with random weights; its points are unbounded, as a capture's."""
+    torch.manual_seed(0)
+    config = MobileR2LModelConfig(
+        network=shape.network, outputs="rgb", num_points=shape.num_points, num_frequencies=shape.num_frequencies,
+        surface_octaves=octaves, points="unbounded",
+    )  # fmt: skip
+    side = shape.cells * shape.network.upscale
+    camera = StudentCamera(
+        height=side, width=side, focal=1.389 * side, near=0.4, far=100.0, cube_centre=torch.zeros(3), cube_radius=1.0
+    )
+    box = SceneBox(torch.tensor([[-1.0, -1, -1], [1, 1, 1]]))
+    return config.setup(scene_box=box, num_train_data=1, metadata={"student_camera": camera}).eval()
+
+
+def measure(shape: Shape, octaves: int, rounds: int, threads: int) -> Dict:
+    """Work and time of both sides, and their ratios."""
+    runs, macs = {}, {}
+    for name, count in (("without", 0), ("with", octaves)):
+        model = student(shape, count)
+        grid = model.sampler.grid.tolist()
+        macs[name] = count_macs(model.embedder, *grid) + count_macs(model.network, *grid)
+        files = session(trace_pipeline(model, "rgb", "fp32", 20), threads)
+        feed = {"c2w": viewing_range(model).sample(1).numpy()}
+        runs[name] = lambda files=files, feed=feed: files.run(None, feed)
+    percentiles_of_time(runs, max(2, rounds // 10))  # warms up
+    times = percentiles_of_time(runs, rounds)
+    ratios = [times["with"][p] / times["without"][p] for p in PERCENTILES]
+    return {
+        "network": f"D{shape.network.depth} W{shape.network.width}, {shape.cells}x{shape.cells} rays",
+        "points": f"K {shape.num_points}, L {shape.num_frequencies}, S {octaves}",
+        "gmac": {name: round(value / 1e9, 4) for name, value in macs.items()},
+        "ratio_work": round(macs["with"] / macs["without"], 3),
+        "milliseconds": {name: round(found[0], 3) for name, found in times.items()},
+        "ratio_latency": round(ratios[0], 3),
+        "ratio_latency_by_percentile": {p: round(ratio, 3) for p, ratio in zip(PERCENTILES, ratios)},
+    }
+
+
+def percentiles_of_time(sides: Dict[str, Callable], rounds: int) -> Dict[str, Dict[int, float]]:
+    """Milliseconds of each side by percentile of its runs; each round calls all of them once."""
+    times = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, call in sides.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: {p: float(np.percentile(values, p)) for p in PERCENTILES} for name, values in times.items()}
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    options = tyro.cli(Options, description=__doc__)
+    results = {}
+    table = new_table("the surface code", "student", "GMAC", "ratio", "ms without", "ms with", "ratio")
+    for name in options.shapes:
+        rounds = options.rounds if name == "small" else options.rounds // 10
+        found = results[name] = measure(SHAPES[name], options.octaves, rounds, options.threads)
+        times = (f"{found['milliseconds'][side]:.2f}" for side in ("without", "with"))
+        ratios = f"{found['ratio_work']:.3f}", f"{found['ratio_latency']:.3f}"
+        table.add_row(name, f"{found['gmac']['with']:.3f}", ratios[0], *times, ratios[1])
+    console.print(table)
+    write_figures(with_machine(results, CPU, options.threads), options.json)
+
+
+if __name__ == "__main__":
+    main()
