@@ -38,7 +38,7 @@ def test_r2l_renders_each_ray_by_itself(monkeypatch):
     rays = student_rays(student_view(camera, 60.0, 1).rays)
     assert rays[1].shape == (1, 32, 48, 3)
     with torch.no_grad():
-        whole = model.renderer._render_grid(*rays, None)
+        whole, _ = model.renderer._render_grid(*rays, None)
         passes = []
         model.network.register_forward_hook(lambda module, inputs, output: passes.append(output[0, 0].numel()))
         monkeypatch.setattr("mobiler2l_ns.student.renderer.MAX_RAYS", 500)

@@ -57,11 +57,13 @@ def structure_loss(
 ) -> Float[Tensor, ""]:
     """1 - SSIM (Wang et al. 2004, Eq. 13), with the mean over square windows in place of a Gaussian's.
 
-    Windows are half a window apart, which costs a hundredth of a window around each pixel.
+    Windows are half a window apart, which costs little beside a window around each pixel. A smaller patch is one
+    window.
     """
+    window = min(window, *prediction.shape[1:3])
     x, y = (image.permute(0, 3, 1, 2) for image in (prediction, target))
     parts = torch.cat([x, y, x * x, y * y, x * y], dim=1)
-    mx, my, xx, yy, xy = F.avg_pool2d(parts, window, stride=window // 2).chunk(5, dim=1)
+    mx, my, xx, yy, xy = F.avg_pool2d(parts, window, stride=max(window // 2, 1)).chunk(5, dim=1)
     similar_means = (2 * mx * my + 1e-4) / (mx * mx + my * my + 1e-4)
     similar_patterns = (2 * (xy - mx * my) + 9e-4) / (xx - mx * mx + yy - my * my + 9e-4)
     return 1 - (similar_means * similar_patterns).mean()
