@@ -73,7 +73,7 @@ def test_the_figures_add_up(capture, stubbed, tmp_path, monkeypatch):
     assert (plain["outputs"], full["outputs"]) == ("rgb", "rgbad") and plain["seed"] == full["seed"] == 3
     assert figures["db_lost"] == [pytest.approx(plain["psnr"] - full["psnr"], abs=1e-3)]
     assert figures["worst_depth_error"] == full["depth_error"] > 0 and "depth_error" not in plain
-    assert stubbed.renders == 2 * 2 + 2  # two views a student, and the teacher's own two
+    assert stubbed.renders == 2 * (2 + 8) + 2  # a student: two views, eight photos' depths; and the teacher's own two
 
 
 def test_both_students_see_the_same(capture, stubbed, tmp_path):

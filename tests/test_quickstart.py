@@ -56,7 +56,7 @@ def test_stages_are_commands(capture, commands, tmp_path, capsys):
     assert [command[0] for command in commands[3:]] == ["ns-export-mobiler2l"]
 
 
-@pytest.mark.parametrize("size, expected", [((1280, 960), (640, 480)), ((160, 96), None), ((102, 50), (100, 48))])
+@pytest.mark.parametrize("size, expected", [((1280, 960), (640, 480)), ((160, 96), None), ((101, 50), (100, 48))])
 def test_large_photos_are_shrunk_to_a_size_that_the_network_divides(tmp_path, size, expected):
     Image.new("RGB", size).save(tmp_path / "0.png")
     (tmp_path / "transforms.json").write_text(json.dumps({"frames": [{"file_path": "0.png"}]}))
