@@ -15,12 +15,10 @@ from nerfstudio.models.nerfacto import NerfactoModel
 
 from mobiler2l_ns.cameras import pinhole_cameras
 from mobiler2l_ns.compat import without_lpips_download
-from mobiler2l_ns.teacher import fast_nerfacto, fused_nerfacto
+from mobiler2l_ns.teacher import fast_nerfacto, fused_math, fused_nerfacto, fused_sampling, fused_shading
 from mobiler2l_ns.teacher.fast_nerfacto import FastNerfacto, inverse_cdf, pixel_rays
 from mobiler2l_ns.teacher.fused_nerfacto import FusedNerfacto, can_fuse
 from mobiler2l_ns.teacher.nerfacto import TeacherModelConfig
-
-kernels = pytest.importorskip("mobiler2l_ns.teacher.fused_kernels", exc_type=ImportError)
 
 BOX = SceneBox(torch.tensor([[-1.0, -1, -1], [1, 1, 1]]))
 GRIDS = {"hidden_dim": 8, "log2_hashmap_size": 12, "num_levels": 2, "max_res": 16, "use_linear": False}
@@ -67,10 +65,11 @@ def random(*shape: int) -> np.ndarray:
 
 def test_the_exponential():
     x = np.linspace(-80, 80, 2001, dtype=np.float32)
-    found = np.array([kernels.exponential(value) for value in x])
+    found = np.array([fused_math.exponential(value) for value in x])
     assert np.abs(found / np.exp(x.astype(np.float64)) - 1).max() < 1e-5  # x log2(e) itself is rounded to 4e-6
-    assert kernels.exponential(np.float32(0)) == 1
-    assert kernels.exponential(np.float32(-np.inf)) < 1e-34 and np.isfinite(kernels.exponential(np.float32(np.inf)))
+    assert fused_math.exponential(np.float32(0)) == 1
+    assert fused_math.exponential(np.float32(-np.inf)) < 1e-34
+    assert np.isfinite(fused_math.exponential(np.float32(np.inf)))
 
 
 @pytest.mark.parametrize("features", [1, 2, 3, 4])
@@ -81,7 +80,7 @@ def test_the_hash_grid_is_nerfstudios(features):
     expected = HashEncoding.pytorch_fwd(model.field.mlp_base.model[0], torch.from_numpy(positions.T.copy()))
     table, scalings, _, _ = fused_nerfacto._density_network(model.field)
     found = np.full((3 * table.shape[2], 50), np.nan, dtype=np.float32)
-    kernels.encode(table, scalings, positions, 49, found)
+    fused_shading.encode(table, scalings, positions, 49, found)
     assert np.isnan(found[:, 49]).all()
     found = found.reshape(3, -1, 50)[:, :features, :49].reshape(-1, 49)
     np.testing.assert_allclose(found.T, expected[:49], atol=2e-5)
@@ -95,7 +94,7 @@ def test_the_network_is_nerfstudios(num_layers):
     x, other = np.zeros((12, 40), dtype=np.float32), np.zeros((12, 40), dtype=np.float32)
     x[:6] = random(6, 40) - 0.5
     expected = mlp(torch.from_numpy(x[:6].T.copy()))
-    found = kernels.forward(packed, 0, x, other, 40)
+    found = fused_shading.forward(packed, 0, x, other, 40)
     np.testing.assert_allclose(found[:5].T, expected, atol=1e-5)
 
 
@@ -104,17 +103,16 @@ def test_a_spent_ray_is_not_marched_to_its_end():
     grid = np.zeros((8, 8, 8), dtype=np.float32)
     grid[:, :, :4] = 10
     o, d = np.array([0.5, 0.5, 0], dtype=np.float32), np.array([0, 0, 1], dtype=np.float32)
-    near, far, weights = np.float32(0), np.float32(1), np.empty(kernels.NUM_INTERVALS, dtype=np.float32)
-    buffers = np.empty(kernels.BLOCK, dtype=np.int32), np.empty(kernels.BLOCK, dtype=np.float32)
-    total = kernels.march(o, d, near, far, grid, False, False, np.float32(1e-3), weights, *buffers)
+    near, far, weights = np.float32(0), np.float32(1), np.empty(fused_sampling.NUM_INTERVALS, dtype=np.float32)
+    buffers = np.empty(fused_sampling.BLOCK, dtype=np.int32), np.empty(fused_sampling.BLOCK, dtype=np.float32)
+    ray = o, d, near, far, grid, False, False
+    total = fused_sampling.march(*ray, np.float32(1e-3), weights, *buffers)
     assert total == pytest.approx(1 - math.exp(-5), abs=1e-5)
-    assert weights[0] == pytest.approx(1 - math.exp(-10 / kernels.NUM_INTERVALS), rel=1e-4)
+    assert weights[0] == pytest.approx(1 - math.exp(-10 / fused_sampling.NUM_INTERVALS), rel=1e-4)
     grid[:, :, 4:] = np.nan
-    assert np.isnan(kernels.march(o, d, near, far, grid, False, False, np.float32(1e-3), weights, *buffers))
-    assert kernels.march(o, d, near, far, grid, False, False, np.float32(1e-2), weights, *buffers) == pytest.approx(
-        total
-    )
-    assert (weights[kernels.NUM_INTERVALS // 2 :] == 0).all()
+    assert np.isnan(fused_sampling.march(*ray, np.float32(1e-3), weights, *buffers))
+    assert fused_sampling.march(*ray, np.float32(1e-2), weights, *buffers) == pytest.approx(total)
+    assert (weights[fused_sampling.NUM_INTERVALS // 2 :] == 0).all()
 
 
 # -- the parts, against the version in torch ------------------------------------------------------------------------
@@ -130,7 +128,7 @@ def test_samples_are_placed_as_by_torch(scene, camera):
     edges, weights = fast._propose(rays, near, far)
     expected = fast.to_distance(inverse_cdf(edges, weights, 32))
     unit = fast._unit_rays(rays.origins, rays.directions)
-    found, opacity = fast.fused.propose(*unit, near, far, 32, fast_nerfacto.PADDING)
+    found, opacity = fast.fused.propose(*unit, near, far, 32, fast_nerfacto.PADDING, -1)
     torch.testing.assert_close(opacity, weights.sum(dim=1), atol=2e-3, rtol=0)
     assert 0.05 < opacity.std()
     # Rounding moves a few samples at the borders of cells.
@@ -308,7 +306,7 @@ def test_a_numba_that_does_not_load(error, monkeypatch):
 
 
 def test_a_numba_that_does_not_compile(monkeypatch):
-    monkeypatch.setattr(kernels.numba.core.config, "DISABLE_JIT", 1)
+    monkeypatch.setattr(fused_math.numba.core.config, "DISABLE_JIT", 1)
     assert not fused_nerfacto._numba_works()
 
 
@@ -318,8 +316,8 @@ def test_without_a_folder_for_the_cache(monkeypatch):
 
     monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
     with pytest.raises(RuntimeError, match="cannot cache"):
-        kernels.numba.njit(cache=True)(double)
-    assert kernels._compiled(double)(21) == 42
+        fused_math.numba.njit(cache=True)(double)
+    assert fused_math.compiled(double)(21) == 42
 
 
 def double(x):

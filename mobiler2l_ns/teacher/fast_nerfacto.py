@@ -99,13 +99,15 @@ class FastNerfacto:
         """Distances between the samples of the M rays to sample, and the indices of these rays."""
         near, far = self._span(rays)
         count = self.num_samples + 1
+        everything = self.model.renderer_rgb.background_color == "last_sample"
+        min_opacity = -1 if everything else MIN_OPACITY
         if self.fused is not None:
-            rays_o, rays_d = self._unit_rays(rays.origins, rays.directions)
-            edges, opacity = self.fused.propose(rays_o, rays_d, near, far, count, PADDING)
-            index = self._seen(opacity)
+            unit_rays = self._unit_rays(rays.origins, rays.directions)
+            edges, opacity = self.fused.propose(*unit_rays, near, far, count, PADDING, min_opacity)
+            index = (opacity > min_opacity).nonzero()[:, 0]
             return edges[index], index
         edges, weights = self._propose(rays, near, far)
-        index = self._seen(weights.sum(dim=1))
+        index = (weights.sum(dim=1) > min_opacity).nonzero()[:, 0]
         return self.to_distance(inverse_cdf(edges[index], weights[index], count)), index
 
     def _span(self, rays: RayBundle) -> Tuple[Float[Tensor, "N 1"], Float[Tensor, "N 1"]]:
@@ -118,11 +120,6 @@ class FastNerfacto:
             enter, leave = intersect_aabb(rays.origins, rays.directions, self.field.aabb)
             near, far = torch.maximum(near, enter), torch.minimum(far, leave)
         return self.to_spacing(near), self.to_spacing(torch.maximum(near, far))
-
-    def _seen(self, opacity: Float[Tensor, "N"]) -> Int64[Tensor, "M"]:
-        """Indices of the rays to sample, which have this opacity by the grid."""
-        everything = self.model.renderer_rgb.background_color == "last_sample"
-        return (opacity > (-1 if everything else MIN_OPACITY)).nonzero()[:, 0]
 
     def _propose(
         self, rays: RayBundle, near: Float[Tensor, "N 1"], far: Float[Tensor, "N 1"]

@@ -28,7 +28,7 @@ CHUNK = 1 << 11
 
 # Weight (outputs, inputs) and bias of a layer.
 Layer = Tuple[Float[Tensor, "_ _"], Float[Tensor, "_"]]
-# An MLP as ``fused_kernels.forward`` takes it: flat weights, and each layer's rows, columns and offset.
+# An MLP as ``fused_shading.forward`` takes it: flat weights, and each layer's rows, columns and offset.
 Network = Tuple[Float32[np.ndarray, "_"], Int64[np.ndarray, "_ 3"]]
 
 
@@ -51,9 +51,9 @@ class FusedNerfacto:
         last_sample: bool,
         min_weight: float,
     ):
-        from mobiler2l_ns.teacher import fused_kernels
+        from mobiler2l_ns.teacher import fused_sampling, fused_shading
 
-        self.kernels = fused_kernels
+        self.sampling, self.shading = fused_sampling, fused_shading
         self.field, self.grid = field, grid.numpy()
         self.contract = field.spatial_distortion is not None
         self.piecewise = type(sampler) is UniformLinDispPiecewiseSampler
@@ -71,8 +71,11 @@ class FusedNerfacto:
         far: Float[Tensor, "N 1"],
         count: int,
         padding: float,
+        min_opacity: float,
     ) -> Tuple[Float[Tensor, "N {count}"], Float[Tensor, "N"]]:
         """Distances between which rays have equal weight by the grid, and their opacity by the grid.
+
+        Rays of an opacity of at most ``min_opacity`` get arbitrary distances.
 
         Args:
             rays_o: Origins in the axes of the unit cube; world units in an unbounded scene.
@@ -81,13 +84,15 @@ class FusedNerfacto:
             far: End of the rays in the model's spacing.
             count: Number of distances.
             padding: Weight that is spread over the whole ray.
+            min_opacity: Of the rays to sample.
         """
         edges, opacity = torch.empty(len(rays_o), count), torch.empty(len(rays_o))
         arrays = _arrays(rays_o, rays_d, near[:, 0], far[:, 0])
-        options = (self.grid, self.contract, self.piecewise, np.float32(padding), np.float32(MIN_TRANSMITTANCE))
+        limits = np.float32(min_opacity), np.float32(MIN_TRANSMITTANCE)
+        options = (self.grid, self.contract, self.piecewise, np.float32(padding), limits)
         results = edges.numpy(), opacity.numpy()
         _in_threads(
-            lambda i: self.kernels.propose(*(a[i] for a in arrays), *options, *(r[i] for r in results)), len(rays_o)
+            lambda i: self.sampling.propose(*(a[i] for a in arrays), *options, *(r[i] for r in results)), len(rays_o)
         )
         return edges, opacity
 
@@ -112,7 +117,7 @@ class FusedNerfacto:
         arrays, results = _arrays(rays_o, rays_d, edges, base), (rgb.numpy(), opacity.numpy(), depth.numpy())
         options = (self.network, self.head, self.options)
         _in_threads(
-            lambda i: self.kernels.shade(*(a[i] for a in arrays), *options, *(r[i] for r in results)), len(rays_o)
+            lambda i: self.shading.shade(*(a[i] for a in arrays), *options, *(r[i] for r in results)), len(rays_o)
         )
         return rgb, opacity[:, None], depth[:, None]
 
@@ -144,7 +149,7 @@ def _numba_works() -> bool:
 
 
 def _density_network(field: NerfactoField) -> Tuple:
-    """The arguments ``field`` of ``fused_kernels.shade``."""
+    """The arguments ``field`` of ``fused_shading.shade``."""
     encoding, mlp = field.mlp_base.model
     assert isinstance(encoding, HashEncoding) and isinstance(mlp, MLP)
     table = encoding.hash_table.detach().view(encoding.num_levels, encoding.hash_table_size, -1)
@@ -159,7 +164,7 @@ def _density_network(field: NerfactoField) -> Tuple:
 
 
 def _colour_network(field: NerfactoField) -> Tuple[Network, nn.Linear]:
-    """The argument ``head`` of ``fused_kernels.shade``, and the first layer for the directions' share of its input.
+    """The argument ``head`` of ``fused_shading.shade``, and the first layer for the directions' share of its input.
 
     The inputs are the direction, the geometry features and the appearance, which is the same for all rays.
     """

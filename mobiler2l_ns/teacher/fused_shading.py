@@ -1,134 +1,22 @@
-"""The compiled loops of the fused nerfacto. Importing this module imports numba.
+"""The compiled loops that shade the samples of a fused nerfacto. Importing this module imports numba.
 
 A batch of samples is an array with one row per channel and one column (slot) per sample, so the inner loops run over
 samples, which LLVM vectorises. The functions hold no GIL and share nothing, so threads can call them at the same time.
 
-N: rays, E: edges of the intervals on a ray (number of samples + 1), R: cells along each axis of the grid, L: levels,
-T: rows of a level's table, F: features per level (even), S: slots, H: outputs of the colour network's first layer.
-All floats are float32. Distances are in world units, ``near`` and ``far`` in the model's spacing.
-
-All functions are in one file, because numba's cache does not notice changes in other files.
+N: rays, E: edges of the intervals on a ray (number of samples + 1), L: levels, T: rows of a level's table, F: features
+per level (even), S: slots, H: outputs of the colour network's first layer. All floats are float32.
 """
 
-import inspect
-
-import numba
 import numpy as np
 
-NUM_INTERVALS, BLOCK = 128, 32
+from mobiler2l_ns.teacher.fused_math import HALF, ONE, ZERO, compiled, contraction, exponential
+
 # Rays that are shaded together, and samples of each that are evaluated at once.
 RAYS, STEP = 128, 2
 SLOTS = RAYS * STEP
-ZERO, QUARTER, HALF, ONE, TWO = (np.float32(value) for value in (0, 0.25, 0.5, 1, 2))
 
 
-def _compiled(function):
-    """Compiles a function at its first call, with a cache on disk where numba finds a folder that it can write."""
-    # nnan and ninf are left out: a density may overflow.
-    options = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "arcp", "nsz", "afn"}}
-    function = inspect.unwrap(function)  # the tests wrap every function of the package to check its shapes
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:
-        return numba.njit(**options)(function)
-
-
-@_compiled
-def exponential(x):
-    """exp(x) within 2e-7 of its value, for x clamped to -80..80. Unlike the library's, it is vectorised."""
-    x = min(max(x, np.float32(-80)), np.float32(80)) * np.float32(1.4426950408889634)
-    whole = np.int32(np.int32(x + np.float32(1024.5)) - np.int32(1024))
-    r = x - np.float32(whole)
-    # 2^r = e^(r ln 2) for r in -0.5..0.5
-    p = np.float32(1.5403530393e-4)
-    p = np.float32(1.3333558146e-3) + r * p
-    p = np.float32(9.6181291076e-3) + r * p
-    p = np.float32(5.5504108665e-2) + r * p
-    p = np.float32(2.4022650696e-1) + r * p
-    p = np.float32(6.9314718056e-1) + r * p
-    return (ONE + r * p) * np.int32((whole + np.int32(127)) << np.int32(23)).view(np.float32)
-
-
-@_compiled
-def to_distance(spacing, piecewise):
-    """The distance of a position in the model's spacing, which is uniform or nerfstudio's piecewise one."""
-    if not piecewise:
-        return spacing
-    linear, inverse = TWO * spacing, ONE / (TWO - TWO * spacing)
-    return linear if spacing < HALF else inverse
-
-
-@_compiled
-def contraction(x, y, z):
-    """Scale of a point around the origin: mip-NeRF 360, Eq. 10, with the maximum norm, shrunk to the unit cube."""
-    inverse = ONE / max(max(abs(x), abs(y)), max(abs(z), ONE))
-    return (TWO - inverse) * inverse * QUARTER
-
-
-@_compiled
-def march(ray_o, ray_d, near, far, grid, contract, piecewise, stop, weights, index, opacities):
-    """Writes the weights of a ray's intervals by the grid (R, R, R) and returns their sum.
-
-    Weights are zero once the transmittance is below ``stop``.
-    """
-    resolution, cells, step = np.int32(grid.shape[0]), grid.reshape(-1), (far - near) / np.float32(NUM_INTERVALS)
-    size, last = np.float32(resolution), np.float32(resolution - 1)
-    ox, oy, oz, dx, dy, dz = ray_o[0], ray_o[1], ray_o[2], ray_d[0], ray_d[1], ray_d[2]
-    transmittance = ONE
-    weights[:] = ZERO
-    # Separate loops, because LLVM does not vectorise one that gathers from memory.
-    for block in range(0, NUM_INTERVALS, BLOCK):
-        for i in range(BLOCK):
-            start = to_distance(near + step * np.float32(block + i), piecewise)
-            end = to_distance(near + step * np.float32(block + i + 1), piecewise)
-            t = (start + end) * HALF
-            x, y, z = ox + dx * t, oy + dy * t, oz + dz * t
-            scale, shift = (contraction(x, y, z), HALF) if contract else (ONE, ZERO)
-            x, y, z = x * scale + shift, y * scale + shift, z * scale + shift
-            a = np.int32(min(max(x * size, ZERO), last))
-            b = np.int32(min(max(y * size, ZERO), last))
-            c = np.int32(min(max(z * size, ZERO), last))
-            index[i], opacities[i] = np.int32(np.int32(a * resolution + b) * resolution) + c, end - start
-        for i in range(BLOCK):
-            opacities[i] *= cells[np.uint32(index[i])]
-        for i in range(BLOCK):
-            opacities[i] = ONE - exponential(-opacities[i])
-        for i in range(BLOCK):
-            weights[block + i] = transmittance * opacities[i]
-            transmittance -= weights[block + i]
-        if transmittance < stop:
-            break
-    return ONE - transmittance
-
-
-@_compiled
-def place(near, far, weights, total, padding, piecewise, edges):
-    """Writes the distances (E,) between which a ray has equal weight: ``fast_nerfacto.inverse_cdf`` for one ray."""
-    count = edges.shape[0]
-    spread = padding / np.float32(NUM_INTERVALS)
-    step, share = (far - near) / np.float32(NUM_INTERVALS), (total + padding) / np.float32(count)
-    interval, below, here = 0, ZERO, weights[0] + spread
-    for i in range(count):
-        quantile = (np.float32(i) + HALF) * share
-        while below + here < quantile and interval < NUM_INTERVALS - 1:
-            below += here
-            interval += 1
-            here = weights[interval] + spread
-        edges[i] = to_distance(near + step * (np.float32(interval) + (quantile - below) / here), piecewise)
-
-
-@_compiled
-def propose(rays_o, rays_d, near, far, grid, contract, piecewise, padding, stop, edges, opacity):
-    """Writes the edges (N, E) of the samples of rays in the unit cube's axes, and their opacity (N,) by the grid."""
-    weights, index = np.empty(NUM_INTERVALS, np.float32), np.empty(BLOCK, np.int32)
-    opacities = np.empty(BLOCK, np.float32)
-    for i in range(rays_o.shape[0]):
-        total = march(rays_o[i], rays_d[i], near[i], far[i], grid, contract, piecewise, stop, weights, index, opacities)
-        opacity[i] = total
-        place(near[i], far[i], weights, total, padding, piecewise, edges[i])
-
-
-@_compiled
+@compiled
 def encode(table, scalings, positions, n, x):
     """Writes the features (L F, S) of n positions (3, S) in 0..1; table (L, T, F); see ``hash_encoding``."""
     features = table.shape[2]
@@ -156,7 +44,7 @@ def encode(table, scalings, positions, n, x):
             odd[s] = front + w * (back - front)
 
 
-@_compiled
+@compiled
 def add_product(weight, x, n, y):
     """Adds weight @ x to y, n slots; the numbers of rows and columns of the weight are multiples of 4."""
     for o in range(0, weight.shape[0], 2):
@@ -170,7 +58,7 @@ def add_product(weight, x, n, y):
                 y1[s] += b0 * x0[s] + b1 * x1[s] + b2 * x2[s] + b3 * x3[s]
 
 
-@_compiled
+@compiled
 def forward(network, first, x, other, n):
     """The outputs of n slots behind layer ``first`` and the following layers of an MLP with ReLU between layers.
 
@@ -194,7 +82,7 @@ def forward(network, first, x, other, n):
     return x
 
 
-@_compiled
+@compiled
 def locate(rays, contract, alive, k, end, positions, widths):
     """Writes positions in the unit cube and widths of the samples k to end - 1 of some rays; returns their number."""
     rays_o, rays_d, edges = rays
@@ -210,7 +98,7 @@ def locate(rays, contract, alive, k, end, positions, widths):
     return n
 
 
-@_compiled
+@compiled
 def add_colours(head, base, queue, n, x, other, rgb):
     """Adds the weighted colours of n queued features to the rays' colours; base (N, H): the directions' share."""
     queue_features, queue_ray, queue_weight = queue
@@ -226,7 +114,7 @@ def add_colours(head, base, queue, n, x, other, rgb):
             rgb[queue_ray[s], c] += queue_weight[s] / (ONE + exponential(-out[c, s]))
 
 
-@_compiled
+@compiled
 def composite(edges, samples, alive, out, passed, options, state, queue, queued, depth):
     """Adds evaluated samples to their rays and their features to groups; full groups are queued for their colour.
 
@@ -264,7 +152,7 @@ def composite(edges, samples, alive, out, passed, options, state, queue, queued,
     return queued
 
 
-@_compiled
+@compiled
 def shade_block(rays, base, field, head, options, outputs):
     """``shade`` for up to RAYS rays. Samples behind a spent transmittance are not evaluated."""
     table, scalings, network, density_scale = field
@@ -294,7 +182,7 @@ def shade_block(rays, base, field, head, options, outputs):
     opacity[:] = ONE - transmittance
 
 
-@_compiled
+@compiled
 def shade(rays_o, rays_d, edges, base, field, head, options, rgb, opacity, depth):
     """Renders rays that are sampled between given edges.
 
