@@ -116,7 +116,7 @@ def show(figures: Dict) -> None:
     title = f"{figures['views']} held-out views at {width}x{height}"
     by_cpu = figures.get("rays_per_cpu_second", {})
     table = new_table(title, "", "rays/s", *(["rays per CPU second"] if by_cpu else []), "PSNR against photos")
-    labels = {"stock": "nerfstudio", "torch": "frozen teacher in torch", "ours": "frozen teacher"}
+    labels = {"stock": "nerfstudio", "torch": "frozen, in torch", "ours": "frozen teacher"}
     for row, speed in figures["rays_per_second"].items():
         cpu_speed = [f"{by_cpu[row]:,}"] if by_cpu else []
         table.add_row(labels[row], f"{speed:,}", *cpu_speed, f"{figures['psnr'][row]:.2f} dB")
