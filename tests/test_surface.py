@@ -9,10 +9,12 @@ from builders import KINDS, make_student, write_run
 from export_builders import export_run
 
 from mobiler2l_ns.checkpoints import load_model
+from mobiler2l_ns.export.pose_graph import PoseToImage
 from mobiler2l_ns.student import renderer
 from mobiler2l_ns.student.embedder import Embedder, to_network_input
 from mobiler2l_ns.student.network import count_macs, count_parameters
 from mobiler2l_ns.student.surface import SurfaceEmbedder
+from mobiler2l_ns.student.viewing_range import viewing_range
 
 
 @pytest.fixture
@@ -133,6 +135,19 @@ def test_batches_of_single_rays(monkeypatch):
     monkeypatch.setattr(renderer, "MAX_RAYS", 5)
     in_parts = model.renderer.render_with_surface(rays_o, rays_d)
     torch.testing.assert_close(in_parts, (view, depth), atol=1e-4, rtol=0)
+
+
+def test_the_one_graph_has_a_multiple_of_four_channels():
+    """onnxruntime then keeps its layout through the network; the channels that are added count for nothing."""
+    for octaves, channels in ((0, 312), (8, 76), (9, 84)):
+        model = make_student(surface_octaves=octaves)
+        graph = PoseToImage(model.sampler, model.embedder, model.network).eval()
+        assert graph.head[0].weight.shape[1] == channels
+        assert not graph.head[0].weight[:, model.network.in_channels :].any()
+        pose = viewing_range(model).sample(1)
+        with torch.no_grad():
+            image = graph(pose)[0][0].permute(1, 2, 0)
+        torch.testing.assert_close(image, model.render_pose(pose[0]), atol=2e-4, rtol=0)
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------

@@ -48,7 +48,9 @@ class PoseToImage(nn.Module):
         self.sampler, self.embedder, self.outputs, self.dtype = sampler, embedder, outputs, dtype
         network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
         first = cast(nn.Conv2d, network.head[0])
-        first.weight.data = code_major(first.weight.data, embedder.num_codes)
+        # onnxruntime lays channels out in blocks, in all layers or in none, if their number is a multiple of four.
+        self.padding = -first.in_channels % 4
+        first.weight.data = F.pad(code_major(first.weight.data, embedder.num_codes), (0, 0, 0, 0, 0, self.padding))
         self.head, self.body = network.head.to(dtype), network.body.to(dtype)
         h, w = sampler.grid.tolist()
         self.cells = (h, w)
@@ -67,7 +69,10 @@ class PoseToImage(nn.Module):
         rays_d = c2w[:, :, :3] @ self.sampler.directions().T  # (B, 3, h*w)
         rays_o = c2w[:, :, 3:]
         points = torch.cat([self.sampler.contract(rays_o + z * rays_d, axis=1) for z in self.sampler.depths], dim=1)
-        codes = self.embedder.encode(points.reshape(-1, 3 * self.sampler.num_points, *self.cells))
+        points = points.reshape(-1, 3 * self.sampler.num_points, *self.cells)
+        codes = self.embedder.encode(points)
+        if self.padding:  # by numbers whose weights are zero
+            codes = torch.cat([codes, points[:, : self.padding]], dim=1)
         features = self.head(codes.to(self.dtype))
         image = self.super_resolution(self.body(features) + features).float()
         channels = [image[:, :3], image[:, 3:4], image[:, 4:5]][: len(OUTPUT_NAMES[self.outputs])]
