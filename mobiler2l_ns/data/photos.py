@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mobiler2l_ns.cameras import cell_centres, fit_cameras, fit_image, rays_at
 from mobiler2l_ns.data.patches import Patches, cut_patches
+from mobiler2l_ns.data.pool import known_depth
 from mobiler2l_ns.student.sampler import DepthRange
 
 
@@ -68,8 +69,7 @@ class PhotoSet:
             z: The teacher's z, 0 where it is not known.
             depths: The planes between which depth is stored.
         """
-        part = torch.where(z > 0, depths.normalize(z.clamp_min(1e-9)), 0.0).clamp(0, 1)
-        added = (torch.stack([alpha, part], dim=-1) * 255).round().to(torch.uint8)
+        added = (torch.stack([alpha, known_depth(z, depths)], dim=-1) * 255).round().to(torch.uint8)
         own = self.images.shape[-1]
         return PhotoSet(torch.cat([self.images, added[..., own - 3 :]], dim=-1), self.cameras, self.upscale)
 

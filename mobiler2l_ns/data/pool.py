@@ -160,11 +160,14 @@ def to_bytes(image: Float[Tensor, "H W C"], depths: DepthRange) -> UInt8[Tensor,
     student's error. 0 means that depth is not known; z in front of the near plane (a floater) becomes 0 too.
     """
     if image.shape[-1] >= 5:
-        # z is 0 where it is not known; dividing by it would give infinity or NaN.
-        z = image[..., 4:5]
-        part = torch.where(z > 0, depths.normalize(z.clamp_min(1e-9)), 0.0)
-        image = torch.cat([image[..., :4], part.clamp(0, 1), image[..., 5:]], dim=-1)
+        image = torch.cat([image[..., :4], known_depth(image[..., 4:5], depths), image[..., 5:]], dim=-1)
     return (image * 255).round().to(torch.uint8)
+
+
+def known_depth(z: Float[Tensor, "*shape"], depths: DepthRange) -> Float[Tensor, "*shape"]:
+    """Normalised depth within 0..1; 0 where z is 0, that is, not known."""
+    # Dividing by a z of 0 would give infinity or NaN.
+    return torch.where(z > 0, depths.normalize(z.clamp_min(1e-9)), 0.0).clamp(0, 1)
 
 
 def from_bytes(image: UInt8[Tensor, "H W C"], depths: DepthRange) -> Float[Tensor, "H W C"]:

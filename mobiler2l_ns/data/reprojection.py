@@ -17,6 +17,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import track
 from torch import Tensor
 
+from mobiler2l_ns.cameras import student_rays
 from mobiler2l_ns.data.patches import Patches
 from mobiler2l_ns.data.photos import PhotoSet
 from mobiler2l_ns.data.pool import ViewPool
@@ -94,7 +95,7 @@ class Reprojector:
                 del self._directions[next(iter(self._directions))]
             camera.camera_to_worlds = torch.eye(3, 4, device=lens.device)[None]
             rays = camera.generate_rays(0, keep_shape=True)
-            self._directions[key] = (rays.directions * rays.metadata["directions_norm"]).float().view(-1, 3)
+            self._directions[key] = student_rays(rays)[1].float().view(-1, 3)
         return self._directions[key]
 
 

@@ -69,14 +69,19 @@ def describe(figures: Dict) -> str:
 
 
 def median_milliseconds(sides: Dict[str, Callable], rounds: int) -> Dict[str, float]:
-    """Median milliseconds of each side; each round calls all of them once, so that all meet the same conditions."""
+    """Median of the ``milliseconds`` of each side."""
+    return {name: round(median(values), 3) for name, values in milliseconds(sides, rounds).items()}
+
+
+def milliseconds(sides: Dict[str, Callable], rounds: int) -> Dict[str, List[float]]:
+    """Milliseconds of all runs of each side; each round calls all of them once, so all meet the same conditions."""
     times = {name: [] for name in sides}
     for _ in range(rounds):
         for name, call in sides.items():
             start = time.perf_counter()
             call()
             times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: round(median(values), 3) for name, values in times.items()}
+    return times
 
 
 def mean(values: Iterable[float]) -> float:

@@ -7,7 +7,6 @@ by turns in one process. The ratio is that of their fastest runs, which other pr
 """
 
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Dict, NamedTuple, Tuple
@@ -20,7 +19,7 @@ import torch
 import tyro
 from nerfstudio.data.scene_box import SceneBox
 
-from bench.common import CPU, console, new_table, with_machine, write_figures
+from bench.common import CPU, console, milliseconds, new_table, with_machine, write_figures
 from bench.published_files import session
 from mobiler2l_ns.data.student_camera import StudentCamera
 from mobiler2l_ns.export.onnx_files import trace_pipeline
@@ -103,13 +102,8 @@ def measure(shape: Shape, octaves: int, rounds: int, threads: int) -> Dict:
 
 
 def percentiles_of_time(sides: Dict[str, Callable], rounds: int) -> Dict[str, Dict[int, float]]:
-    """Milliseconds of each side by percentile of its runs; each round calls all of them once."""
-    times = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, call in sides.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(1e3 * (time.perf_counter() - start))
+    """Milliseconds of each side by percentile of its runs."""
+    times = milliseconds(sides, rounds)
     return {name: {p: float(np.percentile(values, p)) for p in PERCENTILES} for name, values in times.items()}
 
 
