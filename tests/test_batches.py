@@ -168,7 +168,7 @@ def test_memory_includes_what_is_reprojected(build, capsys):
     )
     datamanager.next_train(0)
     drawn, pool = datamanager.reprojected.reprojector, datamanager.reprojected.pool
-    tensors = [drawn.images, drawn.depths, drawn.known, *drawn._directions.values(), pool.images]
+    tensors = [drawn.images, drawn.depths, drawn.known, drawn.lenses._kept, pool.images]
     assert sum(tensor.numel() * tensor.element_size() for tensor in tensors) == size
     poses = 700 * (48 + 16)
     assert datamanager.statistics()["bytes"] == size + poses + 32 * 32 * (500 * 5 + 8 * 5)

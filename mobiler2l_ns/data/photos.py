@@ -16,7 +16,8 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import track
 from torch import Tensor
 
-from mobiler2l_ns.cameras import cell_centres, fit_cameras, fit_image, rays_at
+from mobiler2l_ns.cameras import cell_centres, fit_cameras, fit_image
+from mobiler2l_ns.data.lenses import Lenses
 from mobiler2l_ns.data.patches import Patches, cut_patches
 from mobiler2l_ns.data.pool import known_depth
 from mobiler2l_ns.student.sampler import DepthRange
@@ -34,6 +35,7 @@ class PhotoSet:
 
     def __init__(self, images: UInt8[Tensor, "N H W C"], cameras: Cameras, upscale: int):
         self.images, self.cameras, self.upscale = images, cameras, upscale
+        self.lenses = Lenses(cameras, offset=upscale / 2 % 1)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -78,7 +80,7 @@ class PhotoSet:
         indices = torch.randint(len(self.images), (count,), device=self.images.device)
         pixels, corner = cut_patches(self.images, indices, hc * self.upscale, wc * self.upscale)
         cells = cell_centres(hc, wc, (self.upscale, self.upscale), self.images.device)
-        return Patches(rays_at(self.cameras, indices, corner[:, None, None, :] + cells), pixels)
+        return Patches(self.lenses.rays(indices, corner[:, None, None, :] + cells), pixels)
 
 
 def load_photos(

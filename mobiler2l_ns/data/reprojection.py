@@ -7,7 +7,7 @@ that no photo shows are unknown and are left out of the loss.
 N: photos; H, W: pixels of the student's view; P: pixels of a photo, DENSITY times as many along each axis.
 """
 
-from typing import Callable, Dict, List, Tuple
+from typing import Callable, List, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import track
 from torch import Tensor
 
-from mobiler2l_ns.cameras import student_rays
+from mobiler2l_ns.data.lenses import Lenses
 from mobiler2l_ns.data.patches import Patches
 from mobiler2l_ns.data.photos import PhotoSet
 from mobiler2l_ns.data.pool import ViewPool
@@ -28,7 +28,6 @@ NUM_SOURCES = 3
 MIN_POINTS = 2  # a pixel with fewer points is unknown
 MAX_DEPTH_RATIO = 1.05  # between neighbouring pixels; a larger one is the edge of something, where depth is a mixture
 SAME_SURFACE = 1.03  # points at most this much farther than the nearest one of a pixel count for it
-MAX_LENSES = 4  # whose directions are kept; photos may have a lens each
 INITIAL_VIEWS = 30  # before the first step
 REFRESH_EVERY = 4  # steps between two new views once the pool is full
 
@@ -49,13 +48,13 @@ class Reprojector:
         self.poses = c2w
         self.position, self.axis = c2w[:, :, 3], -c2w[:, :, 2]
         self.scale = torch.cdist(self.position, self.position).median().clamp_min(1e-6)
-        self._directions: Dict[Tuple[float, ...], Float[Tensor, "P 3"]] = {}
+        self.lenses = Lenses(photos.cameras)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of photos and depths, and of the directions that were needed so far."""
-        kept = self.images, self.depths, self.known, *self._directions.values()
-        return sum(tensor.numel() * tensor.element_size() for tensor in kept)
+        """Bytes of photos and depths, and of the directions of their rays."""
+        kept = self.images, self.depths, self.known
+        return sum(tensor.numel() * tensor.element_size() for tensor in kept) + self.lenses.nbytes
 
     def nearest(self, c2w: Float[Tensor, "3 4"]) -> List[int]:
         """The photos whose cameras are nearest to a pose, in place and direction."""
@@ -66,37 +65,22 @@ class Reprojector:
         """A view: colours, alpha, z, and 1 where these are known."""
         c2w = c2w.float()
         parts = [self._points(index, c2w) for index in self.nearest(c2w)]
-        points, colours = (torch.cat(part) for part in zip(*parts))
+        points, colours = (torch.cat(part, dim=1) for part in zip(*parts))
         return splat(points, colours, self.focal, self.size)
 
-    def _points(self, index: int, c2w: Float[Tensor, "3 4"]) -> Tuple[Float[Tensor, "M 3"], Float[Tensor, "M 3"]]:
-        """A photo's surface points in the axes of another camera, and their colours."""
+    def _points(self, index: int, c2w: Float[Tensor, "3 4"]) -> Tuple[Float[Tensor, "3 P"], Float[Tensor, "3 P"]]:
+        """A photo's surface points in the axes of another camera, NaN where not known, and their colours."""
         image = self.images[index]
         z = F.interpolate(self.depths[index][None, None], scale_factor=DENSITY, mode="bilinear")[0, 0]
         known = self.known[index].repeat_interleave(DENSITY, 0).repeat_interleave(DENSITY, 1)
         if image.shape[-1] == 4:
             known &= image[..., 3] > 250
-        known = known.flatten()
-        pose = self.poses[index]
-        rotation = c2w[:, :3].T
-        points = self._camera_directions(index)[known] * z.flatten()[known, None]
-        points = points @ (rotation @ pose[:, :3]).T + rotation @ (pose[:, 3] - c2w[:, 3])
-        return points, image.view(-1, image.shape[-1])[known, :3].float() / 255
-
-    def _camera_directions(self, index: int) -> Float[Tensor, "P 3"]:
-        """Directions of unit depth through a photo's pixels, in its camera's axes. Photos of one lens share them."""
-        camera = self.cameras[index : index + 1]
-        lens = torch.cat([camera.fx, camera.fy, camera.cx, camera.cy], dim=-1)
-        if camera.distortion_params is not None:
-            lens = torch.cat([lens, camera.distortion_params], dim=-1)
-        key = tuple(lens.flatten().tolist())
-        if key not in self._directions:
-            if len(self._directions) == MAX_LENSES:
-                del self._directions[next(iter(self._directions))]
-            camera.camera_to_worlds = torch.eye(3, 4, device=lens.device)[None]
-            rays = camera.generate_rays(0, keep_shape=True)
-            self._directions[key] = student_rays(rays)[1].float().view(-1, 3)
-        return self._directions[key]
+        # Picking the known points would take most of the time.
+        z = torch.where(known, z, torch.nan).flatten()
+        pose, rotation = self.poses[index], c2w[:, :3].T
+        shift = rotation @ (pose[:, 3] - c2w[:, 3])
+        points = (rotation @ pose[:, :3]) @ self.lenses.directions(index).flatten(1) * z + shift[:, None]
+        return points, image[..., :3].reshape(-1, 3).T / 255
 
 
 def is_smooth(depths: Float[Tensor, "N H W"]) -> Bool[Tensor, "N H W"]:
@@ -107,30 +91,31 @@ def is_smooth(depths: Float[Tensor, "N H W"]) -> Bool[Tensor, "N H W"]:
 
 
 def splat(
-    points: Float[Tensor, "M 3"], colours: Float[Tensor, "M 3"], focal: float, size: Tuple[int, int]
+    points: Float[Tensor, "3 M"], colours: Float[Tensor, "3 M"], focal: float, size: Tuple[int, int]
 ) -> Float[Tensor, "H W 6"]:
     """Draws points as pixels, see ``Reprojector.render``: the mean of a pixel's points on the nearest surface.
 
     Args:
-        points: In the camera's axes, OpenGL convention.
+        points: In the camera's axes, OpenGL convention; a point of NaN is left out.
         colours: Their colours.
         focal: Focal length in pixels.
         size: H and W.
     """
     height, width = size
-    z = -points[:, 2]
-    x = (points[:, 0] / z * focal + width / 2).floor()
-    y = (height / 2 - points[:, 1] / z * focal).floor()
+    z = -points[2]
+    scale = focal / z
+    x, y = (points[0] * scale + width / 2).floor(), (height / 2 - points[1] * scale).floor()
     inside = (z > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    pixel, z, colours = (y * width + x)[inside].long(), z[inside], colours[inside]
-    nearest = torch.full((height * width,), torch.inf, device=z.device).scatter_reduce_(0, pixel, z, "amin")
-    front = z <= SAME_SURFACE * nearest[pixel]
-    values = torch.cat([colours, torch.ones_like(z)[:, None], z[:, None]], dim=1)[front]
-    total = torch.zeros(height * width, 5, device=z.device).index_add_(0, pixel[front], values)
-    count = total[:, 3:4]
+    outside = height * width  # a pixel more, for all other points
+    pixel = torch.where(inside, y * width + x, outside).long()
+    nearest = torch.full((outside + 1,), torch.inf, device=z.device).scatter_reduce_(0, pixel, z, "amin")
+    front = (z <= SAME_SURFACE * nearest[pixel]).float()
+    values = torch.stack([*(colours * front), front, z * front])
+    total = torch.zeros(5, outside + 1, device=z.device).index_add_(1, pixel, values)[:, :-1]
+    count = total[3]
     known = (count >= MIN_POINTS).float()
     mean = total / count.clamp_min(1) * known
-    return torch.cat([mean, known], dim=1).view(height, width, 6)
+    return torch.cat([mean, known[None]]).T.reshape(height, width, 6)
 
 
 def render_depths(

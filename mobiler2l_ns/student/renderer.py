@@ -28,6 +28,7 @@ from mobiler2l_ns.student.embedder import Embedder, to_network_input
 from mobiler2l_ns.student.network import MobileR2LNetwork
 from mobiler2l_ns.student.sampler import Sampler
 from mobiler2l_ns.student.surface import SurfaceEmbedder
+from mobiler2l_ns.training.arithmetic import computes_in_bf16
 
 MAX_RAYS = 1 << 16  # R2L's 1008 codes of as many rays take 0.26 GB
 Precision = Literal["auto", "fp32", "bf16"]
@@ -201,13 +202,3 @@ def split_channels(view: Float[Tensor, "*batch H W C"]) -> Dict[str, Float[Tenso
     """The network's channels under nerfstudio's names, as many as there are."""
     parts = {"rgb": view[..., :3], "accumulation": view[..., 3:4], "depth": view[..., 4:5]}
     return {name: part for name, part in parts.items() if part.shape[-1]}
-
-
-def computes_in_bf16(device: torch.device) -> bool:
-    """Whether a device has bf16 arithmetic of its own; emulating it would be slower than fp32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
-        return False
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))

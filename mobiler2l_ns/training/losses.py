@@ -57,16 +57,26 @@ def structure_loss(
 ) -> Float[Tensor, ""]:
     """1 - SSIM (Wang et al. 2004, Eq. 13), with the mean over square windows in place of a Gaussian's.
 
-    Windows are half a window apart, which costs little beside a window around each pixel. A smaller patch is one
-    window.
+    Windows are half a window apart, which costs little beside a window around each pixel.
+
+    Args:
+        prediction: An image.
+        target: What it should be.
+        window: Side of a window in pixels, an even number. Smaller images have smaller windows.
     """
-    window = min(window, *prediction.shape[1:3])
+    half = max(min(window, *prediction.shape[1:3]) // 2, 1)
     x, y = (image.permute(0, 3, 1, 2) for image in (prediction, target))
-    parts = torch.cat([x, y, x * x, y * y, x * y], dim=1)
-    mx, my, xx, yy, xy = F.avg_pool2d(parts, window, stride=max(window // 2, 1)).chunk(5, dim=1)
+    mx, xx, xy = (window_means(part, half) for part in (x, x * x, x * y))
+    my, yy = (window_means(part, half) for part in (y, y * y))
     similar_means = (2 * mx * my + 1e-4) / (mx * mx + my * my + 1e-4)
     similar_patterns = (2 * (xy - mx * my) + 9e-4) / (xx - mx * mx + yy - my * my + 9e-4)
     return 1 - (similar_means * similar_patterns).mean()
+
+
+def window_means(image: Float[Tensor, "B C H W"], half: int) -> Float[Tensor, "B C rows columns"]:
+    """Means over square windows, 2 half wide and half apart: of squares that two windows a side share."""
+    parts = F.avg_pool2d(image, half)
+    return F.avg_pool2d(parts, tuple(min(2, side) for side in parts.shape[2:]), stride=1)
 
 
 def ignore_unknown(outputs: Dict[str, Tensor], batch: Dict) -> Dict:

@@ -15,12 +15,17 @@ from jaxtyping import Float
 from nerfstudio.engine.optimizers import OptimizerConfig
 from torch import Tensor
 
+from mobiler2l_ns.training.arithmetic import computes_in_bf16
 
-def orthogonalise(matrices: Float[Tensor, "B rows columns"], steps: int = 5) -> Float[Tensor, "B rows columns"]:
+
+def orthogonalise(
+    matrices: Float[Tensor, "B rows columns"], steps: int = 5, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "B rows columns"]:
     """Replaces the singular values of each matrix by values near one, with a quintic Newton-Schulz iteration.
 
     Args:
         matrices: The matrices; their scale has no effect.
+        dtype: Arithmetic of the iteration.
         steps: Iterations. Five map singular values between 0.01 and 1, relative to the norm, to about 0.7..1.2.
 
     Returns:
@@ -29,10 +34,11 @@ def orthogonalise(matrices: Float[Tensor, "B rows columns"], steps: int = 5) -> 
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.transpose(1, 2) if tall else matrices
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)
     for _ in range(steps):
         gram = x @ x.transpose(1, 2)
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    x = x.to(matrices.dtype)
     return x.transpose(1, 2) if tall else x
 
 
@@ -66,7 +72,7 @@ class Muon(torch.optim.Optimizer):
                 updates = torch.stack([self._nesterov(p, group["momentum"]).reshape(rows, columns) for p in params])
                 # The step of a tall matrix is larger, so that the output of a layer changes as much for every shape.
                 step_size = group["lr"] * max(1.0, rows / columns) ** 0.5
-                for p, update in zip(params, orthogonalise(updates)):
+                for p, update in zip(params, orthogonalise(updates, dtype=_arithmetic(updates))):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(update.view_as(p), alpha=-step_size)
         return loss
@@ -78,6 +84,11 @@ class Muon(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(p)
         buffer = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
         return gradient.lerp(buffer, momentum)
+
+
+def _arithmetic(matrices: Float[Tensor, "B rows columns"]) -> torch.dtype:
+    """bf16 for many matrices, if the device computes in it; for few, the conversion takes longer than it saves."""
+    return torch.bfloat16 if matrices.numel() > 1 << 16 and computes_in_bf16(matrices.device) else matrices.dtype
 
 
 @dataclass
