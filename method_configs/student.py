@@ -97,7 +97,7 @@ mobiler2l_small = MethodSpecification(
         "mobiler2l-small",
         # Cells of 4x4 pixels: rays that know their surface learn more in the body than in the super-resolution.
         MobileR2LModelConfig(
-            network=NetworkConfig(depth=24, width=96, sr_widths=(32, 16), sr_strides=(2, 2)),
+            network=NetworkConfig(depth=24, width=96, sr_widths=(32, 8), sr_strides=(2, 2)),
             num_points=12,
             num_frequencies=4,
             surface_octaves=9,
@@ -108,7 +108,7 @@ mobiler2l_small = MethodSpecification(
             initial_views=40,
             tile_cells=40,
             patch_cells=16,
-            patches_per_batch=24,
+            patches_per_batch=22,
             photo_share=0.1,
             reprojected_share=0.6,
             photo_depth=True,

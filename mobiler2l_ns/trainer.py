@@ -10,6 +10,7 @@ from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils import comms
 
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.training.memory import keep_freed_memory
 from mobiler2l_ns.training.schedulers import CosineLR
 
 
@@ -45,6 +46,8 @@ class DistillationTrainer(Trainer):
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """nerfstudio's; then sets the length of the schedules and saves config.yml again."""
+        if test_mode == "val" and self.device == "cpu":
+            keep_freed_memory()
         super().setup(test_mode)
         for scheduler in self.optimizers.schedulers.values():
             if isinstance(scheduler, CosineLR):

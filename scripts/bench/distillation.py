@@ -87,12 +87,13 @@ def measure_capture(options: Options) -> Dict:
         (photos,) = held_out
         taught = list(pairs(trainer.pipeline.datamanager.teacher.render, photos))
     model, statistics = trainer.pipeline.model, trainer.pipeline.datamanager.statistics()
-    finished = list(student_pairs(model.eval(), photos))
+    finished, trained_on = list(student_pairs(model.eval(), photos)), trainer.pipeline.datamanager.photos
     results = {
         "data": options.data.resolve().name,
         "resolution": f"{model.size[1]}x{model.size[0]}",
         "held_out_photos": len(photos),
         "psnr": {"teacher": mean_of(psnr, taught), "student": mean_of(psnr, finished)},
+        "psnr_on_training_photos": mean_of(psnr, student_pairs(model, trained_on)) if trained_on is not None else None,
         "ssim": {"teacher": mean_of(ssim, taught), "student": mean_of(ssim, finished)},
         "largest_fall_in_last_third_db": largest_fall(run),
         "fine_tuning": {
@@ -151,6 +152,8 @@ def capture_table(results: Dict) -> Table:
     table = new_table(title, "", "PSNR [dB]", "SSIM")
     for name in ("teacher", "student"):
         table.add_row(name, f"{results['psnr'][name]:.2f}", f"{results['ssim'][name]:.3f}")
+    if results["psnr_on_training_photos"] is not None:
+        table.add_row("student, training photos", f"{results['psnr_on_training_photos']:.2f}", "")
     table.caption = (
         f"{run['curve'][-1]['step']} steps in {run['seconds']:.0f} s, {run['teacher_seconds']:.0f} s of them the "
         f"teacher's; fine-tuning {tuning['held_out_before']} -> {tuning['held_out_after']} dB; "
