@@ -120,6 +120,12 @@ def test_a_photo_at_its_own_pose_is_itself():
     assert rim.sum() > 50 and not known[rim].any()
 
 
+def test_poses_in_double_precision():
+    """The Blender data parser's."""
+    c2w = ring((-10, 10, 30, 150), (20.0, 35.0), (4.0,)).double()
+    check_against_the_ball(ball_photos(c2w).render(NEW_POSE.double()), NEW_POSE)
+
+
 def test_what_is_transparent_is_unknown():
     c2w = ring((20,), (30.0,), (4.0,))
     photos = ball_photos(c2w)

@@ -123,7 +123,7 @@ def render_depths(
 ) -> Tuple[Float[Tensor, "N H W"], Float[Tensor, "N H W"]]:
     """The teacher's z and alpha at the photos' cameras."""
     views = [
-        render(cameras[i : i + 1])[..., 3:5].to(cameras.device)
+        render(cameras[i : i + 1])[..., 3:5].float().to(cameras.device)  # some parsers' poses are in double precision
         for i in track(range(len(cameras)), "Teacher renders the photos' depth", console=CONSOLE, transient=True)
     ]
     alpha, z = torch.stack(views).unbind(-1)
