@@ -46,12 +46,12 @@ SETTINGS = {
 
 
 def recipe(method: str, setting: Setting, scene: Path, outputs: Path) -> DistillationTrainerConfig:
-    """A method's config for the exact scene: its own recipe and outputs, the setting's network, no photos."""
+    """A method's config for the exact scene: its own recipe, the setting's network, no photos."""
     config = method_config(method, scene, BlenderDataParserConfig(data=scene), outputs)
     old, network = config.pipeline.model.network, copy.deepcopy(setting.network)
     network.batch_norm, network.activation = old.batch_norm, old.activation
     config.pipeline.model.network = network
-    config.pipeline.finetuning.steps = 0
+    config.pipeline.finetuning.steps, config.pipeline.model.outputs = 0, "rgb"
     datamanager = config.pipeline.datamanager
     datamanager.teacher = ExactTeacherConfig(load_config=scene / "config.yml")
     datamanager.photo_share = datamanager.reprojected_share = 0.0
