@@ -88,10 +88,15 @@ def dataclasses_in(annotation) -> list:
 
 
 def script_options(path: Path) -> set:
-    """Option names of a script that is not imported: of its argparse parser, and the fields of its classes."""
+    """Option names of a script that is not imported: of its argparse parser, the fields of its classes, and the
+    arguments of the functions that tyro calls."""
     source = path.read_text()
-    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    nodes = ast.parse(source).body
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
     names = [field.target.id for node in classes for field in node.body if isinstance(field, ast.AnnAssign)]
+    called = re.findall(r"tyro\.cli\((\w+)", source)
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name in called]
+    names += [argument.arg for function in functions for argument in function.args.args]
     return {"--" + name.replace("_", "-") for name in names} | set(re.findall(r'"(--[a-z-]+)"', source))
 
 
