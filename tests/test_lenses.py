@@ -38,6 +38,16 @@ def test_rays_are_nerfstudios(lenses, cell):
     torch.testing.assert_close(ours.pixel_area, theirs.pixel_area, atol=0, rtol=0.2)
 
 
+def test_cameras_in_double_precision_have_rays_in_single_precision():
+    """The Blender data parser's."""
+    photos = cameras(6, 1)
+    for name in ("camera_to_worlds", "fx", "fy", "cx", "cy"):
+        setattr(photos, name, getattr(photos, name).double())
+    bundle = Lenses(photos, offset=0.0).rays(torch.tensor([1, 2]), cell_centres(2, 3, (4, 4))[None].repeat(2, 1, 1, 1))
+    parts = bundle.origins, bundle.directions, bundle.pixel_area, bundle.metadata["directions_norm"]
+    assert {part.dtype for part in parts} == {torch.float32}
+
+
 @pytest.mark.parametrize("lenses", [2, MAX_LENSES + 2])
 def test_directions_of_a_whole_photo(lenses):
     photos = cameras(6, lenses)

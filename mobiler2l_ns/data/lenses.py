@@ -61,7 +61,9 @@ class Lenses:
         pose = self.cameras.camera_to_worlds[indices].to(local)[:, None, None]
         directions = (pose[..., :3] @ local[..., None])[..., 0]
         norm = directions.norm(dim=-1, keepdim=True)
-        focal = (self.cameras.fx * self.cameras.fy)[indices][:, None, None]
+        focal = (self.cameras.fx * self.cameras.fy)[indices].to(local)[
+            :, None, None
+        ]  # squared; some are in double precision
         return RayBundle(
             origins=pose[..., 3].expand_as(directions), directions=directions / norm, pixel_area=norm**-3 / focal,
             metadata={"directions_norm": norm},
