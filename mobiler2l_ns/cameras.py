@@ -35,6 +35,14 @@ def student_rays(bundle: RayBundle) -> Tuple[Float[Tensor, "*batch 3"], Float[Te
     return bundle.origins, bundle.directions * bundle.metadata["directions_norm"]
 
 
+def nerfstudio_rays(rays_o: Float[Tensor, "*batch 3"], rays_d: Float[Tensor, "*batch 3"], area) -> RayBundle:
+    """The inverse of ``student_rays``. ``pixel_area`` is a pixel's solid angle, from its area at unit depth."""
+    norm = rays_d.norm(dim=-1, keepdim=True)
+    return RayBundle(
+        origins=rays_o, directions=rays_d / norm, pixel_area=norm**-3 * area, metadata={"directions_norm": norm}
+    )
+
+
 def cell_centres(h: int, w: int, scale: Tuple[float, float], device=None) -> Float[Tensor, "{h} {w} 2"]:
     """Pixel coordinates (y, x) of the centres of h x w cells, each scale[0] pixels high and scale[1] pixels wide."""
     y = (torch.arange(h, device=device) + 0.5) * scale[0]
@@ -83,11 +91,7 @@ def pinhole_rays(
     pose = c2w[:, None, None]
     x, y = (coords[..., 1:] - width / 2) / focal, (height / 2 - coords[..., :1]) / focal
     directions = x * pose[..., 0] + y * pose[..., 1] - pose[..., 2]
-    norm = directions.norm(dim=-1, keepdim=True)
-    return RayBundle(
-        origins=pose[..., 3].expand_as(directions), directions=directions / norm, pixel_area=norm**-3 / focal**2,
-        metadata={"directions_norm": norm},
-    )  # fmt: skip
+    return nerfstudio_rays(pose[..., 3].expand_as(directions), directions, focal**-2)
 
 
 def bundle_camera(bundle: RayBundle) -> Cameras:
@@ -174,9 +178,7 @@ def sphere_bounds(
     if not is_pinhole(camera):
         return 0, 0, height, width
     c2w = camera.camera_to_worlds[0]
-    x, y, z = (
-        (centre - c2w[:, 3]) @ c2w[:, :3] * torch.tensor([1.0, -1.0, -1.0]).to(c2w)
-    ).tolist()  # right, down, ahead
+    x, y, z = ((centre - c2w[:, 3]) @ c2w[:, :3] * c2w.new_tensor([1, -1, -1])).tolist()  # right, down, ahead
     spans = []
     for offset, focal, middle, pixels in ((y, camera.fy, camera.cy, height), (x, camera.fx, camera.cx, width)):
         away = math.hypot(offset, z)

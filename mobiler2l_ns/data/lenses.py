@@ -14,7 +14,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
-from mobiler2l_ns.cameras import cell_centres, rays_at, student_rays
+from mobiler2l_ns.cameras import cell_centres, nerfstudio_rays, rays_at, student_rays
 
 MAX_LENSES = 4  # whose directions are kept; photos may have a lens each
 
@@ -28,6 +28,7 @@ class Lenses:
 
     Attributes:
         number: The number of each camera's lens.
+        count: L.
     """
 
     def __init__(self, cameras: Cameras, offset: float = 0.5):
@@ -35,17 +36,22 @@ class Lenses:
         parts = [cameras.fx, cameras.fy, cameras.cx, cameras.cy, cameras.camera_type, cameras.distortion_params]
         lenses = torch.cat([part.double() for part in parts if part is not None], dim=-1)
         distinct, self.number = torch.unique(lenses, dim=0, return_inverse=True)
-        self.are_kept = len(distinct) <= MAX_LENSES
+        self.count = len(distinct)
+
+    @property
+    def are_kept(self) -> bool:
+        """Whether there are few enough lenses to keep their directions."""
+        return self.count <= MAX_LENSES
 
     @property
     def nbytes(self) -> int:
         """Bytes that the directions take."""
-        lenses = int(self.number.max()) + 1 if self.are_kept else 0
-        return lenses * 3 * 4 * int(self.cameras.height[0]) * int(self.cameras.width[0])
+        pixels = int(self.cameras.height[0]) * int(self.cameras.width[0])
+        return self.count * 3 * 4 * pixels if self.are_kept else 0
 
     def directions(self, index: int) -> Float[Tensor, "3 H W"]:
         """Directions of unit depth through all pixels of a camera, in its own axes."""
-        return self._kept[self.number[index]] if self.are_kept else self._directions(index)
+        return self._kept[int(self.number[index])] if self.are_kept else self._directions(index)
 
     def rays(self, indices: Int[Tensor, "B"], coords: Float[Tensor, "B h w 2"]) -> RayBundle:
         """The rays (B, h, w) of ``rays_at``; ``pixel_area`` leaves lens distortion out.
@@ -60,19 +66,13 @@ class Lenses:
         local = self._kept[self.number[indices][:, None, None], :, y, x]
         pose = self.cameras.camera_to_worlds[indices].to(local)[:, None, None]
         directions = (pose[..., :3] @ local[..., None])[..., 0]
-        norm = directions.norm(dim=-1, keepdim=True)
-        focal = (self.cameras.fx * self.cameras.fy)[indices].to(local)[
-            :, None, None
-        ]  # squared; some are in double precision
-        return RayBundle(
-            origins=pose[..., 3].expand_as(directions), directions=directions / norm, pixel_area=norm**-3 / focal,
-            metadata={"directions_norm": norm},
-        )  # fmt: skip
+        area = 1 / (self.cameras.fx * self.cameras.fy)[indices].to(local)[:, None, None]
+        return nerfstudio_rays(pose[..., 3].expand_as(directions), directions, area)
 
     @cached_property
     def _kept(self) -> Float[Tensor, "L 3 H W"]:
-        cameras = self.number.tolist()
-        return torch.stack([self._directions(cameras.index(lens)) for lens in range(max(cameras) + 1)])
+        numbers = self.number.tolist()
+        return torch.stack([self._directions(numbers.index(lens)) for lens in range(self.count)])
 
     def _directions(self, index: int) -> Float[Tensor, "3 H W"]:
         camera = self.cameras[index : index + 1]

@@ -25,8 +25,8 @@ def orthogonalise(
 
     Args:
         matrices: The matrices; their scale has no effect.
-        dtype: Arithmetic of the iteration.
         steps: Iterations. Five map singular values between 0.01 and 1, relative to the norm, to about 0.7..1.2.
+        dtype: Arithmetic of the iteration.
 
     Returns:
         Matrices with the same singular vectors.
