@@ -1,8 +1,9 @@
-"""Work-arounds for nerfstudio 1.1.5, torch, and earlier versions of this package, each with its reason.
+"""Work-arounds for nerfstudio 1.1.5, viser, torch, and earlier versions of this package, each with its reason.
 
 No other file of the package contains one. A work-around goes when the version that it names is no longer supported.
 """
 
+import functools
 import importlib.abc
 import sys
 from contextlib import contextmanager
@@ -89,6 +90,32 @@ def allow_numpy_scalars() -> None:
     if hasattr(np, "dtypes"):
         safe += [np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
     torch.serialization.add_safe_globals(safe)
+
+
+def survive_ended_processes() -> None:
+    """Lets the viewer start while another process of the machine ends.
+
+    viser 0.2.7 looks through all processes for the build of its own web page, and does not expect that one ends
+    meanwhile. ``ns-train`` and ``ns-viewer`` would stop with psutil.NoSuchProcess.
+    """
+    try:
+        import psutil
+        from viser import _client_autobuild as module
+    except ImportError:
+        return  # another version of viser
+    build_runs = getattr(module, "_check_viser_yarn_running", None)
+    if build_runs is None or hasattr(build_runs, "__wrapped__"):
+        return
+
+    @functools.wraps(build_runs)
+    def build_runs_now() -> bool:
+        while True:
+            try:
+                return build_runs()
+            except psutil.NoSuchProcess:
+                continue
+
+    module._check_viser_yarn_running = build_runs_now
 
 
 @contextmanager

@@ -4,15 +4,23 @@ import importlib
 import sys
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
 from builders import BOX, TINY_NERFACTO
 from nerfstudio.models.nerfacto import NerfactoModelConfig
 from system_packages import needs_open3d
+from viser import _client_autobuild
 
 from mobiler2l_ns.checkpoints import read_config
-from mobiler2l_ns.compat import allow_numpy_scalars, check_command, refuse_former_runs, without_lpips_download
+from mobiler2l_ns.compat import (
+    allow_numpy_scalars,
+    check_command,
+    refuse_former_runs,
+    survive_ended_processes,
+    without_lpips_download,
+)
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.teacher.nerfacto import TeacherModelConfig
 from mobiler2l_ns.training import metrics
@@ -32,6 +40,23 @@ def test_numpy_floats_in_a_checkpoint_load_by_default(tmp_path):
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(allowed)
+
+
+def test_the_viewer_starts_while_another_process_ends(monkeypatch):
+    answers = [psutil.NoSuchProcess(pid=1), psutil.NoSuchProcess(pid=2), True]
+
+    def build_runs() -> bool:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(_client_autobuild, "_check_viser_yarn_running", build_runs)
+    with pytest.raises(psutil.NoSuchProcess):
+        _client_autobuild._check_viser_yarn_running()
+    survive_ended_processes()
+    survive_ended_processes()  # wraps it once
+    assert _client_autobuild._check_viser_yarn_running() and not answers
 
 
 @pytest.fixture

@@ -35,6 +35,17 @@ def test_a_cell_counts_as_far_as_it_is_known():
     assert prediction.grad.flatten().tolist() == pytest.approx([0.375 * (0.5 - 0.4 / 1.5), 0.0])
 
 
+def test_a_ray_that_meets_nothing_is_drawn_to_the_far_plane():
+    """Two cells of 2 x 2 pixels: an empty one, and one in which a single pixel meets a surface of unknown depth."""
+    target = torch.zeros(1, 2, 4, 1)
+    accumulation = torch.tensor([[0.0, 0.004, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]).view(1, 2, 4, 1)
+    prediction = torch.tensor([0.4, 0.7]).view(1, 1, 2, 1).requires_grad_()
+    loss = surface_loss(prediction, target, accumulation)
+    assert float(loss) == pytest.approx(0.1 * 0.6**2 / 2)
+    loss.backward()
+    assert prediction.grad.flatten().tolist() == pytest.approx([-0.1 * 0.6, 0.0])
+
+
 def test_equal_images_have_no_structure_loss():
     image = torch.rand(2, 16, 24, 3, generator=torch.Generator().manual_seed(0))
     assert float(structure_loss(image, image)) == pytest.approx(0.0, abs=1e-5)

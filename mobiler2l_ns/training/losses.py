@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+EMPTY = 0.01  # a cell with less accumulation meets no surface
+BACKGROUND_WEIGHT = 0.1  # of such a cell, beside 1 of a cell that is filled by a surface
+
 
 def rgb_loss(prediction: Float[Tensor, "B H W 3"], target: Float[Tensor, "B H W 3"]) -> Float[Tensor, ""]:
     """Mean squared error of the colours (R2L, Wang et al. 2022, Eq. 3, as in MobileR2L)."""
@@ -40,6 +43,9 @@ def surface_loss(
 ) -> Float[Tensor, ""]:
     """Mean squared error of the depth at which a cell's ray is predicted to meet a surface.
 
+    A ray that meets nothing has the far plane as its target, with a small weight. Without a target it may be predicted
+    to meet a surface of other rays, and then it shows their colour in the background.
+
     Args:
         prediction: Normalised depth, one number a cell.
         target: The teacher's normalised depth; exactly 0 where it is not known. A cell's target is the mean of its
@@ -48,8 +54,10 @@ def surface_loss(
     """
     cell = target.shape[1] // prediction.shape[1]
     weight = accumulation * (target > 0)
-    known, total = (F.avg_pool2d(x[..., 0], cell)[..., None] for x in (weight, weight * target))
-    return (known * (prediction - total / known.clamp_min(1e-3)).square()).mean()
+    met, known, total = (F.avg_pool2d(x[..., 0], cell)[..., None] for x in (accumulation, weight, weight * target))
+    errors = known * (prediction - total / known.clamp_min(1e-3)).square()
+    errors = errors + BACKGROUND_WEIGHT * (met < EMPTY) * (prediction - 1).square()
+    return errors.mean()
 
 
 def structure_loss(
