@@ -95,12 +95,12 @@ mobiler2l = MethodSpecification(
 mobiler2l_small = MethodSpecification(
     config=student_config(
         "mobiler2l-small",
-        # Cells of 4x4 pixels: rays that know their surface learn more in the body than in the super-resolution.
+        # Cells of 4x4 pixels: with a surface code, the body learns more from its rays than the super-resolution does.
         MobileR2LModelConfig(
             network=NetworkConfig(depth=24, width=96, sr_widths=(32, 8), sr_strides=(2, 2)),
             num_points=12,
             num_frequencies=4,
-            surface_octaves=9,
+            surface_octaves=8,
             structure_weight=0.02,
         ),
         data(

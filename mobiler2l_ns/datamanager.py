@@ -81,8 +81,8 @@ class DistillationDataManagerConfig(CaptureDataManagerConfig):
     reprojected_views: int = 400
     """Reprojected views kept in memory, over all processes."""
     photo_depth: bool = False
-    """Let photos teach depth, too: the teacher renders it for each photo before the first step. With reprojected views,
-    which need it, they always do."""
+    """Let photos teach depth, too: the teacher renders it for each photo before the first step. Reprojected views turn
+    this on."""
     hard_share: float = 0.0
     """Fraction of each batch drawn from the patches of the last batches with the largest errors (R2L's hard rays).
     Photos and teacher views divide the rest. 0: none are kept."""

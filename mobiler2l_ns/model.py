@@ -97,6 +97,11 @@ class MobileR2LModel(Model):
             config.points = camera.points if camera is not None else "bounded"
         self.sampler = Sampler(config.num_points, unbounded=config.points == "unbounded")
         if config.surface_octaves > 0:
+            if config.jitter_points:
+                raise UserError(
+                    "a surface code needs the K points at their own depths: pass --pipeline.model.jitter-points False "
+                    "or --pipeline.model.surface-octaves 0."
+                )
             self.embedder = SurfaceEmbedder(
                 config.num_points, config.num_frequencies, config.surface_octaves, config.surface_width
             ).to(memory_format=torch.channels_last)
@@ -221,7 +226,8 @@ class MobileR2LModel(Model):
         Patches without alpha or depth count with an error of 0. So the mean over several processes is that of the
         batch, however its photos are divided among them.
         """
-        batch = {name: batch[name].to(self.device) for name in ("image", "alpha", "depth") if name in batch}
+        names = "image", "alpha", "depth", "known"
+        batch = {name: batch[name].to(self.device) for name in names if name in batch}
         num_patches = len(batch["image"])
         losses = {"rgb_loss": rgb_loss(outputs["rgb"], batch["image"])}
         if "accumulation" in outputs and "alpha" in batch:
@@ -238,17 +244,19 @@ class MobileR2LModel(Model):
         if "surface_depth" in outputs and "depth" in batch:
             m = len(batch["depth"])
             weight = self.config.surface_weight * m / num_patches
-            found = surface_loss(outputs["surface_depth"][:m], batch["depth"], batch["alpha"][:m])
+            known = batch["known"][:m] if "known" in batch else None
+            found = surface_loss(outputs["surface_depth"][:m], batch["depth"], batch["alpha"][:m], known)
             losses["surface_loss"] = weight * found
         return losses
 
     def get_metrics_dict(self, outputs, batch) -> Dict[str, Tensor]:
         """PSNR of the batch, and of its teacher views and its photos alone if the batch says which they are.
 
-        They are tensors: a Python number would make each step wait for the GPU.
+        Pixels that are not known have no error (see ``ignore_unknown``), and do not count. The values are tensors: a
+        Python number would make each step wait for the GPU.
         """
         errors = patch_errors(outputs["rgb"].detach(), batch["image"].to(self.device))
-        parts = {"psnr": errors}
+        parts = {"psnr": errors / batch["known"].float().mean() if "known" in batch else errors}
         if "sources" in batch:
             parts["psnr_to_teacher"], _, parts["psnr_to_photos"], _ = errors.split(batch["sources"])
         return {name: -10 * torch.log10(part.mean()) for name, part in parts.items() if len(part)}

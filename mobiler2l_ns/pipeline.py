@@ -93,7 +93,7 @@ class DistillationPipeline(VanillaPipeline):
         """nerfstudio's, and the datamanager learns the error of each patch."""
         ray_bundle, batch = self.datamanager.next_train(step)
         outputs = self._model(ray_bundle)
-        batch = ignore_unknown(outputs, batch)
+        outputs, batch = ignore_unknown(outputs, batch)
         metrics = {**self.model.get_metrics_dict(outputs, batch), **self.datamanager.progress()}
         losses = self.model.get_loss_dict(outputs, batch, metrics)
         if self.config.datamanager.hard_share > 0:

@@ -1,4 +1,4 @@
-"""nerfstudio's Trainer with atomic checkpoints, and a config.yml with the options that were used."""
+"""nerfstudio's Trainer with atomic checkpoints, a config.yml with the options that were used, and quick memory."""
 
 import os
 import shutil
@@ -45,7 +45,7 @@ class DistillationTrainer(Trainer):
         self._state = state
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
-        """nerfstudio's; then sets the length of the schedules and saves config.yml again."""
+        """nerfstudio's; also keeps freed memory, sets the length of the schedules, and saves config.yml again."""
         if test_mode == "val" and self.device == "cpu":
             keep_freed_memory()
         super().setup(test_mode)

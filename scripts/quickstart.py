@@ -178,7 +178,7 @@ def teacher_options(parser: str) -> List[str]:
 
 
 def student_options(parser: str) -> List[str]:
-    """Photos of an object agree with the views between them, and fill a third of the view: no reprojected views."""
+    """An object fills a third of its photos, and its student gains nothing from reprojected views."""
     if parser != "blender-data":
         return []
     return ["--pipeline.datamanager.photo-share", "0.5", "--pipeline.datamanager.reprojected-share", "0"]

@@ -137,11 +137,11 @@ def test_photos_teach_depth(build, stub_teacher, ball_capture):
 
 def test_reprojected_views_without_photos_in_the_batch(build):
     """The photos are loaded for them alone."""
-    datamanager = build(photo_share=0.0, **{**REPROJECTED, "reprojected_share": 1.0}).datamanager
+    datamanager = build(photo_share=0.0, **{**REPROJECTED, "reprojected_share": 0.9}).datamanager
     _, batch = datamanager.next_train(0)
-    assert batch["sources"] == [0, 30, 0, 0] and len(batch["known"]) == 30
+    assert batch["sources"] == [3, 27, 0, 0] and len(batch["known"]) == 30
     _, batch = datamanager.mixer.draw(0.5)
-    assert batch["sources"] == [0, 15, 15, 0] and len(batch["depth"]) == 30  # photos with depth
+    assert batch["sources"] == [1, 14, 15, 0] and len(batch["depth"]) == 30  # photos with depth
 
 
 @pytest.mark.parametrize("rank, sources", [(0, [2, 2, 3, 0]), (1, [2, 2, 3, 0]), (2, [2, 2, 2, 0])])
@@ -207,4 +207,10 @@ def test_shares_are_fractions(build, name, share):
     option = "--pipeline.datamanager." + name.replace("_", "-")
     with pytest.raises(UserError, match=f"{option} needs a number from 0 to 1, not {share}.$") as caught:
         build(**{name: share})
+    one_sentence(caught)
+
+
+def test_a_student_cannot_learn_from_reprojected_views_alone(build):
+    with pytest.raises(UserError, match="--pipeline.datamanager.reprojected-share needs a number below 1") as caught:
+        build(reprojected_share=1.0)
     one_sentence(caught)

@@ -67,7 +67,7 @@ def test_first_point_at_a_level():
 
 def test_a_tiny_comparison(tmp_path, monkeypatch):
     network = NetworkConfig(depth=6, width=16, sr_widths=(8, 8, 8))
-    tiny = recipes.Setting(SIZE, network, "mobiler2l-small", paper_steps=24, paper_views=3, test_views=2)
+    tiny = recipes.Setting(SIZE, network, "mobiler2l-small", paper_steps=36, paper_views=3, patches=4, test_views=2)
     monkeypatch.setitem(recipes.SETTINGS, "cpu", tiny)
     monkeypatch.setattr(sys, "argv", ["distillation.py", "--seeds", "5", "--output", str(tmp_path)])
     distillation.main()
@@ -76,7 +76,7 @@ def test_a_tiny_comparison(tmp_path, monkeypatch):
     assert len(results["speedup_seconds"]) == len(results["gain_db"]) == 1 and results["resolution"] == "32x32"
     published, short, full = results["runs"]
     assert published["parameters"] > short["parameters"] == full["parameters"]  # batch norm has weights of its own
-    assert (published["steps"], short["steps"]) == (24, 2)
+    assert (published["steps"], short["steps"]) == (36, 2)
     for run in results["runs"]:
         assert run["seed"] == 5 and run["curve"][-1]["step"] == run["steps"]
         seconds = [point["seconds"] for point in run["curve"]]

@@ -110,6 +110,29 @@ def test_a_student_learns_from_every_dialect(name, build_pipeline, stub_teacher,
     assert len(rays) == len(batch["image"]) == 64
 
 
+def test_a_capture_in_double_precision(build_pipeline, stub_teacher, tmp_path, monkeypatch):
+    """minimal-data with numpy's numbers. nerfstudio's rays would be float64, and networks refuse them."""
+    folder = tmp_path / "photos"
+    parser = write_nerfstudio(folder, take_photos(folder, stub_teacher, [PHONE] * 10, {}))
+    generate = NerfstudioDataParserConfig()._target._generate_dataparser_outputs
+
+    def in_double(self, *args, **kwargs):
+        outputs = generate(self, *args, **kwargs)
+        for name in ("camera_to_worlds", "fx", "fy", "cx", "cy", "distortion_params"):
+            setattr(outputs.cameras, name, getattr(outputs.cameras, name).double())
+        return outputs
+
+    monkeypatch.setattr(NerfstudioDataParserConfig()._target, "_generate_dataparser_outputs", in_double)
+    options = {"data": folder, "dataparser": parser, "reprojected_share": 0.5, "reprojected_views": 3}
+    pipeline = build_pipeline("rgbad", photo_share=0.5, **options)
+    bundle, batch = pipeline.datamanager.next_train(0)
+    assert bundle.origins.dtype == bundle.directions.dtype == batch["image"].dtype == torch.float32
+    pipeline.get_train_loss_dict(1)
+    camera, _ = pipeline.datamanager.next_eval_image(0)
+    outputs = pipeline.model.eval().get_outputs_for_camera(camera)
+    assert {value.dtype for value in outputs.values()} == {torch.float32}
+
+
 def test_fisheye_photos_are_refused_in_a_sentence(build_pipeline, stub_teacher, tmp_path):
     folder = tmp_path / "photos"
     parser = write_nerfstudio(folder, take_photos(folder, stub_teacher, [PHONE] * 10, {}))

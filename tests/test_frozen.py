@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from nerfstudio.cameras.cameras import Cameras
 
-from mobiler2l_ns.cameras import pinhole_cameras
+from mobiler2l_ns.cameras import cell_centres, pinhole_cameras, student_rays
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.geometry import look_at
 from mobiler2l_ns.teacher import frozen as teacher
@@ -52,6 +53,35 @@ def test_a_gaussian_splats_depth_is_z_already(monkeypatch):
     splat = type("SplatfactoModel", (Slab,), {})
     picture = frozen(monkeypatch, splat()).render_all(pinhole_cameras(torch.eye(4)[None, :3], 10.0, 8, 20))
     assert (picture[:, :10, 4] == 7).all()
+
+
+class Wall(torch.nn.Module):
+    """A wall at z = -5 whose colour and alpha are the place that is seen; it renders pinhole views, as a rasteriser."""
+
+    device, config = torch.device("cpu"), None
+
+    def get_outputs_for_camera(self, camera):
+        y, x = cell_centres(int(camera.height), int(camera.width), (1, 1)).unbind(-1)
+        x, y = (x - camera.cx[0]) / camera.fx[0], (camera.cy[0] - y) / camera.fy[0]
+        rgb = torch.stack([0.5 + 0.3 * x, 0.5 + 0.3 * y, torch.full_like(x, 0.5)], dim=-1)
+        depth = torch.full((*x.shape, 1), 5.0)
+        return {"rgb": rgb, "accumulation": torch.ones_like(depth), "depth": depth, "background": torch.ones(3)}
+
+
+@pytest.mark.parametrize("k1", [0.0, -0.15, 0.15])
+def test_splats_are_rendered_through_the_photos_lens(monkeypatch, k1):
+    """What nerfstudio's rays through the distorted pixels meet on the wall. The principal point is not the centre."""
+    splat = type("SplatfactoModel", (Wall,), {})
+    lens = torch.tensor([[k1, 0.02, 0.0, 0.0, 0.01, -0.008]])
+    camera = Cameras(torch.eye(4)[None, :3], 40.0, 44.0, 25.5, 17.0, width=48, height=36, distortion_params=lens)
+    view = frozen(monkeypatch, splat()).render_all(camera)
+    _, rays_d = student_rays(camera.generate_rays(0, keep_shape=True))
+    expected = torch.stack([0.5 + 0.3 * rays_d[..., 0], 0.5 + 0.3 * rays_d[..., 1]], dim=-1)
+    torch.testing.assert_close(view[..., :2], expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(view[..., 3:], torch.tensor([1.0, 5.0]).expand(36, 48, 2), atol=1e-5, rtol=0)
+    camera.distortion_params = None
+    plain = frozen(monkeypatch, splat()).render(camera)
+    assert (plain[..., :2] - expected).abs().max() > 0.01  # the lens is no trifle
 
 
 def test_a_teacher_without_geometry_says_so_once(monkeypatch, capsys):

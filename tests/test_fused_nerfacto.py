@@ -236,6 +236,11 @@ def test_samples_behind_a_spent_transmittance_are_not_evaluated():
     assert torch.isnan(shade(fused, edges)[1]).all()  # the test notices samples there
 
 
+def test_both_paths_search_the_same_intervals():
+    """numba's cache follows the file of a loop only, so the number stands in both."""
+    assert fused_sampling.NUM_INTERVALS == fast_nerfacto.NUM_INTERVALS
+
+
 def test_threads_make_no_difference(monkeypatch):
     edges = (torch.linspace(0, 1, 21) * torch.linspace(0.1, 1, 300)[:, None]).contiguous()
     fused = uniform(3.0)
@@ -253,7 +258,7 @@ def test_threads_make_no_difference(monkeypatch):
 def test_rays_are_nerfstudios(camera_type):
     torch.manual_seed(0)
     rotation = torch.linalg.qr(torch.randn(3, 3))[0]
-    pose = torch.cat([rotation, torch.tensor([[1.0], [2], [3]])], dim=1)[None].double()  # as the Blender parser has it
+    pose = torch.cat([rotation, torch.tensor([[1.0], [2], [3]])], dim=1)[None].double()  # as a data parser may have it
     focal = torch.tensor([[20.0]]).double()
     camera = Cameras(pose, focal, focal * 1.2, focal / 3, focal / 2, width=16, height=12, camera_type=camera_type)
     found, expected = pixel_rays(camera), camera.generate_rays(0, keep_shape=True)

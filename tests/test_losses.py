@@ -75,12 +75,13 @@ def test_unknown_pixels_have_no_error_and_no_gradient():
     known = torch.ones(3, 2, 2, 1, dtype=torch.bool)
     known[1, 0] = known[2] = False
     batch = {"image": torch.rand(3, 2, 2, 3), "alpha": torch.rand(2, 2, 2, 1), "depth": torch.zeros(2, 2, 2, 1)}
-    assert ignore_unknown(outputs, batch) is batch
-    found = ignore_unknown(outputs, {**batch, "known": known})
+    assert ignore_unknown(outputs, batch)[1] is batch
+    own, found = ignore_unknown(outputs, {**batch, "known": known})
+    assert all(torch.equal(own[name], outputs[name]) for name in outputs)
     assert torch.equal(found["image"].where(known, 0), batch["image"].where(known, 0))
     assert torch.equal(found["alpha"].where(known[:2], 0), batch["alpha"].where(known[:2], 0))
     assert torch.equal(found["depth"], batch["depth"])
-    loss = rgb_loss(outputs["rgb"], found["image"]) + alpha_loss(outputs["accumulation"][:2], found["alpha"])
+    loss = rgb_loss(own["rgb"], found["image"]) + alpha_loss(own["accumulation"][:2], found["alpha"])
     by_hand = ((outputs["rgb"] - batch["image"]) ** 2 * known).sum() / 36
     by_hand = by_hand + ((outputs["accumulation"][:2] - batch["alpha"]) ** 2 * known[:2]).sum() / 8
     torch.testing.assert_close(loss, by_hand)
@@ -93,5 +94,26 @@ def test_a_student_of_colours_alone_can_have_unknown_pixels():
     rgb = torch.rand(1, 2, 2, 3)
     batch = {"image": torch.zeros(1, 2, 2, 3), "alpha": torch.zeros(1, 2, 2, 1)}
     batch["known"] = torch.zeros(1, 2, 2, 1, dtype=torch.bool)
-    found = ignore_unknown({"rgb": rgb}, batch)
+    _, found = ignore_unknown({"rgb": rgb}, batch)
     assert torch.equal(found["image"], rgb) and torch.equal(found["alpha"], batch["alpha"])
+
+
+def test_unknown_pixels_are_not_moved_by_the_structure_of_known_ones():
+    """A window holds both: without care, the gradient of its mean and variance reaches all its pixels."""
+    random = torch.Generator().manual_seed(0)
+    rgb = torch.rand(1, 8, 8, 3, generator=random).requires_grad_()
+    known = torch.ones(1, 8, 8, 1, dtype=torch.bool)
+    known[:, :, 4:] = False
+    batch = {"image": torch.rand(1, 8, 8, 3, generator=random), "known": known}
+    outputs, found = ignore_unknown({"rgb": rgb}, batch)
+    structure_loss(outputs["rgb"], found["image"]).backward()
+    assert torch.equal(rgb.grad.abs().amax(dim=-1, keepdim=True) > 0, known)
+
+
+def test_a_cell_that_is_not_known_may_meet_a_surface():
+    """Three empty cells of 2 x 2 pixels, of which the second is not known and the third is known in part."""
+    empty, known = torch.zeros(1, 2, 6, 1), torch.ones(1, 2, 6, 1, dtype=torch.bool)
+    known[:, :, 2:4], known[:, 0, 4] = False, False
+    prediction = torch.full((1, 1, 3, 1), 0.4, requires_grad=True)
+    surface_loss(prediction, empty, empty, known).backward()
+    assert prediction.grad.flatten().tolist() == pytest.approx([-0.1 * 2 * 0.6 / 3, 0.0, 0.0])

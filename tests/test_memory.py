@@ -1,6 +1,7 @@
 """The memory of training steps, counted by the pages that the system hands out."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -33,6 +34,6 @@ def faults(mode: str) -> int:
     return int(found.stdout)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the C library of Linux")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of glibc")
 def test_a_step_uses_the_memory_of_the_last_one():
-    assert faults("keep") < 1000 < 10_000 < faults("return")
+    assert 20 * faults("keep") < faults("return")  # how many there are depends on the system's page size

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from builders import ORBIT, camera_at, constant_model, make_model
+from builders import ORBIT, camera_at, constant_model, make_model, make_student, one_sentence
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox, SceneBox
 from nerfstudio.model_components.renderers import background_color_override_context
@@ -11,6 +11,7 @@ from mobiler2l_ns.cameras import ray_lengths, student_rays, student_view
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.model import MobileR2LModelConfig
 from mobiler2l_ns.student.network import NetworkConfig
+from mobiler2l_ns.training.losses import ignore_unknown
 
 R2L = NetworkConfig(depth=4, width=8, sr_widths=(), sr_strides=(), activation="relu")
 
@@ -134,6 +135,23 @@ def test_bf16_is_for_training_only():
     assert seen == [torch.bfloat16, torch.float32]
 
 
+def test_a_surface_is_computed_in_full_precision(monkeypatch):
+    """nerfstudio trains in fp16 under --mixed-precision, and cuDNN in TF32; the highest octave would be noise."""
+    model, camera = make_student(surface_octaves=9).train(), camera_at(4.0)
+    rays = student_view(camera, model.focal, model.upscale).rays
+    expected, allowed, embed = model(rays)["surface_depth"], [], model.embedder.encode_with_depth
+    before = torch.backends.cudnn.allow_tf32
+
+    def encode(points):
+        allowed.append(torch.backends.cudnn.allow_tf32)
+        return embed(points)
+
+    monkeypatch.setattr(model.embedder, "encode_with_depth", encode)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(rays)["surface_depth"], expected)
+    assert allowed == [False] and torch.backends.cudnn.allow_tf32 == before
+
+
 def test_single_rays_are_refused_in_a_sentence():
     rays = RayBundle(
         torch.zeros(5, 3), torch.ones(5, 3), torch.ones(5, 1), metadata={"directions_norm": torch.ones(5, 1)}
@@ -150,6 +168,23 @@ def test_loss_and_metric_by_hand():
     assert float(model.get_metrics_dict({"rgb": prediction}, {"image": target})["psnr"]) == pytest.approx(
         20.0, abs=1e-3
     )
+
+
+def test_unknown_pixels_do_not_count_in_the_metric():
+    """One of four patches is unknown, and so half of another; their pixels have no error."""
+    prediction, target = torch.full((4, 8, 8, 3), 0.6), torch.full((4, 8, 8, 3), 0.5)
+    known = torch.ones(4, 8, 8, 1, dtype=torch.bool)
+    known[1], known[2, :4] = False, False
+    outputs, batch = ignore_unknown({"rgb": prediction}, {"image": target, "known": known, "sources": [1, 2, 1, 0]})
+    metrics = {name: float(value) for name, value in make_model().get_metrics_dict(outputs, batch).items()}
+    assert metrics == pytest.approx({"psnr": 20.0, "psnr_to_teacher": 20.0, "psnr_to_photos": 20.0}, abs=1e-3)
+
+
+def test_a_surface_code_refuses_points_that_move():
+    config = MobileR2LModelConfig(network=R2L, surface_octaves=4, jitter_points=True)
+    with pytest.raises(UserError, match="--pipeline.model.jitter-points False") as caught:
+        config.setup(scene_box=SceneBox(torch.zeros(2, 3)), num_train_data=1, metadata={})
+    one_sentence(caught)
 
 
 def test_the_copy_is_the_students_own():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Type
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager, FullImageDatamanagerConfig
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
@@ -68,6 +69,7 @@ class ValidatedDataMixin(_Base):
         """The train split, checked."""
         check_cameras(self.train_dataparser_outputs, self.get_datapath())
         dataset = super().create_train_dataset()
+        to_single_precision(dataset.cameras)
         dataset.metadata["transparent_background"] = has_transparent_background(dataset)
         return dataset
 
@@ -78,8 +80,7 @@ class ValidatedDataMixin(_Base):
             raise UserError(f"{self.get_datapath()} has too few photos to hold one out: take at least ten.")
         dataset.cameras = with_batch_axis(dataset.cameras)
         check_cameras(dataset._dataparser_outputs, self.get_datapath())
-        for name in ("fx", "fy"):  # blender-data's are float64, on which `ns-render spiral` fails
-            setattr(dataset.cameras, name, getattr(dataset.cameras, name).float())
+        to_single_precision(dataset.cameras)
         return dataset
 
 
@@ -124,6 +125,18 @@ def check_cameras(outputs, data: Path) -> None:
         name = outputs.image_filenames[int(bad.nonzero()[0])]
         raise UserError(f"the camera of {name} has a NaN, an infinite number or no focal length: "
                         f"mend or remove that frame in the transforms file in {data}.")  # fmt: skip
+
+
+def to_single_precision(cameras: Cameras) -> None:
+    """Makes float32 of all numbers of cameras, in place.
+
+    blender-data's focal lengths are float64, and so are minimal-data's poses. Networks and `ns-render spiral` fail on
+    such numbers.
+    """
+    for name in ("camera_to_worlds", "fx", "fy", "cx", "cy", "distortion_params"):
+        values = getattr(cameras, name)
+        if values is not None:
+            setattr(cameras, name, values.float())
 
 
 def has_transparent_background(dataset: InputDataset) -> bool:

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
-from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
@@ -43,15 +43,26 @@ class Lenses:
         """Whether there are few enough lenses to keep their directions."""
         return self.count <= MAX_LENSES
 
+    @cached_property
+    def are_pinholes(self) -> bool:
+        """Whether no lens has distortion."""
+        distortion = self.cameras.distortion_params
+        is_perspective = self.cameras.camera_type == CameraType.PERSPECTIVE.value
+        return bool(is_perspective.all()) and (distortion is None or not bool(distortion.any()))
+
     @property
     def nbytes(self) -> int:
         """Bytes that the directions take."""
         pixels = int(self.cameras.height[0]) * int(self.cameras.width[0])
         return self.count * 3 * 4 * pixels if self.are_kept else 0
 
-    def directions(self, index: int) -> Float[Tensor, "3 H W"]:
-        """Directions of unit depth through all pixels of a camera, in its own axes."""
-        return self._kept[int(self.number[index])] if self.are_kept else self._directions(index)
+    def directions(self, indices: Int[Tensor, "B"]) -> Float[Tensor, "B 3 H W"]:
+        """Directions of unit depth through all pixels of cameras, in their own axes.
+
+        Args:
+            indices: The cameras.
+        """
+        return self._kept[self.number[indices]] if self.are_kept else self._directions(indices)
 
     def rays(self, indices: Int[Tensor, "B"], coords: Float[Tensor, "B h w 2"]) -> RayBundle:
         """The rays (B, h, w) of ``rays_at``; ``pixel_area`` leaves lens distortion out.
@@ -60,24 +71,38 @@ class Lenses:
             indices: Index of each grid's camera.
             coords: Pixel coordinates (y, x), whose fractions are ``offset``.
         """
-        if not self.are_kept:
+        if self.are_kept:
+            y, x = coords.long().unbind(-1)
+            local = self._kept[self.number[indices][:, None, None], :, y, x]
+        elif self.are_pinholes:
+            local = self._pinhole_directions(indices, coords)
+        else:
             return rays_at(self.cameras, indices, coords)
-        y, x = coords.long().unbind(-1)
-        local = self._kept[self.number[indices][:, None, None], :, y, x]
-        pose = self.cameras.camera_to_worlds[indices].to(local)[:, None, None]
+        pose = self.cameras.camera_to_worlds[indices][:, None, None]
         directions = (pose[..., :3] @ local[..., None])[..., 0]
-        area = 1 / (self.cameras.fx * self.cameras.fy)[indices].to(local)[:, None, None]
+        area = 1 / (self.cameras.fx * self.cameras.fy)[indices][:, None, None]
         return nerfstudio_rays(pose[..., 3].expand_as(directions), directions, area)
 
     @cached_property
     def _kept(self) -> Float[Tensor, "L 3 H W"]:
         numbers = self.number.tolist()
-        return torch.stack([self._directions(numbers.index(lens)) for lens in range(self.count)])
+        return self._directions(self.number.new_tensor([numbers.index(lens) for lens in range(self.count)]))
 
-    def _directions(self, index: int) -> Float[Tensor, "3 H W"]:
-        camera = self.cameras[index : index + 1]
-        height, width = int(camera.height), int(camera.width)
-        camera.camera_to_worlds = torch.eye(3, 4, device=self.number.device)[None]
-        coords = cell_centres(height, width, (1, 1), self.number.device) - 0.5 + self.offset
-        rays = rays_at(camera, torch.zeros(1, dtype=torch.long, device=self.number.device), coords[None])
-        return student_rays(rays)[1][0].float().permute(2, 0, 1)
+    def _directions(self, indices: Int[Tensor, "B"]) -> Float[Tensor, "B 3 H W"]:
+        height, width = int(self.cameras.height[0]), int(self.cameras.width[0])
+        coords = cell_centres(height, width, (1, 1), indices.device) - 0.5 + self.offset
+        coords = coords.expand(len(indices), -1, -1, -1)
+        if self.are_pinholes:
+            return self._pinhole_directions(indices, coords).permute(0, 3, 1, 2)
+        cameras = self.cameras[indices]
+        cameras.camera_to_worlds = torch.eye(3, 4, device=indices.device).repeat(len(indices), 1, 1)
+        rays = rays_at(cameras, torch.arange(len(indices), device=indices.device), coords)
+        return student_rays(rays)[1].permute(0, 3, 1, 2)
+
+    def _pinhole_directions(
+        self, indices: Int[Tensor, "B"], coords: Float[Tensor, "B h w 2"]
+    ) -> Float[Tensor, "B h w 3"]:
+        lens = self.cameras.fx, self.cameras.fy, self.cameras.cx, self.cameras.cy
+        fx, fy, cx, cy = (number[indices][:, None] for number in lens)
+        y, x = coords.unbind(-1)
+        return torch.stack([(x - cx) / fx, (cy - y) / fy, -torch.ones_like(x)], dim=-1)

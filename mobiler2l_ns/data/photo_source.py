@@ -65,7 +65,7 @@ class PhotoSource:
         return load_photos(self.dataset, height, width, 1, self.device, limit=4)
 
     def load(self, density: int = 1) -> Tuple[Optional[PhotoSet], Optional[PhotoSet]]:
-        """The photos without those that are held out, and these; None where there are none or nothing uses them.
+        """The training photos, and the held-out photos. Each is None if there are none or if nothing uses them.
 
         Args:
             density: Pixels of a photo for each of the student's view, along each axis.
@@ -94,7 +94,8 @@ class PhotoSource:
             return photos, None
         z, alpha = render_depths(render, photos.cameras)
         if not bool((z > 0).any()):
-            CONSOLE.print("The teacher renders no depth: photos teach none, and no view is reprojected.")
+            if comms.is_main_process():
+                CONSOLE.print("The teacher renders no depth: photos teach none, and no view is reprojected.")
             return photos, None
         reprojected = None
         large, _ = self.load(DENSITY) if self.num_reprojected > 0 else (None, None)

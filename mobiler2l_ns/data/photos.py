@@ -51,7 +51,8 @@ class PhotoSet:
         return self.images.numel()
 
     def hold_out(self, count: int) -> Tuple["PhotoSet", Optional["PhotoSet"]]:
-        """Two sets: the photos without ``count`` evenly spaced ones, and those; None if no photo would be left."""
+        """Two sets: the photos without ``count`` evenly spaced ones, and those; None if there are none, or if no photo
+        would be left."""
         if not 0 < count < len(self):
             return self, None
         held = torch.linspace(0, len(self) - 1, count + 2)[1:-1].round().long()

@@ -4,14 +4,15 @@ A teacher view costs a second of a CPU and has the teacher's errors. The pixels 
 teacher's depth says that they lie, give a view of a new pose in a thirtieth of that, with a photo's colours. Pixels
 that no photo shows are unknown and are left out of the loss.
 
-N: photos; H, W: pixels of the student's view; P: pixels of a photo, DENSITY times as many along each axis.
+N: photos; n: those that are drawn; H, W: pixels of the student's view; P: pixels of a photo, DENSITY times as many
+along each axis.
 """
 
-from typing import Callable, List, Tuple
+from typing import Callable, Tuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import track
@@ -44,9 +45,8 @@ class Reprojector:
     def __init__(self, photos: PhotoSet, depths: Float[Tensor, "N H W"], focal: float):
         self.images, self.cameras, self.focal = photos.images, photos.cameras, focal
         self.depths, self.known, self.size = depths, is_smooth(depths), (depths.shape[1], depths.shape[2])
-        c2w = photos.cameras.camera_to_worlds.float()  # some parsers keep them in double precision
-        self.poses = c2w
-        self.position, self.axis = c2w[:, :, 3], -c2w[:, :, 2]
+        self.poses = photos.cameras.camera_to_worlds
+        self.position, self.axis = self.poses[:, :, 3], -self.poses[:, :, 2]
         self.scale = torch.cdist(self.position, self.position).median().clamp_min(1e-6)
         self.lenses = Lenses(photos.cameras)
 
@@ -56,31 +56,31 @@ class Reprojector:
         kept = self.images, self.depths, self.known
         return sum(tensor.numel() * tensor.element_size() for tensor in kept) + self.lenses.nbytes
 
-    def nearest(self, c2w: Float[Tensor, "3 4"]) -> List[int]:
-        """The photos whose cameras are nearest to a pose, in place and direction."""
+    def nearest(self, c2w: Float[Tensor, "3 4"]) -> Int[Tensor, "n"]:
+        """Indices of the photos whose cameras are nearest to a pose, in place and direction."""
         distance = (self.position - c2w[:, 3]).norm(dim=-1) / self.scale + 1 + self.axis @ c2w[:, 2]
-        return distance.topk(min(NUM_SOURCES, len(distance)), largest=False).indices.tolist()
+        return distance.topk(min(NUM_SOURCES, len(distance)), largest=False).indices
 
     def render(self, c2w: Float[Tensor, "3 4"]) -> Float[Tensor, "H W 6"]:
         """A view: colours, alpha, z, and 1 where these are known."""
-        c2w = c2w.float()
-        parts = [self._points(index, c2w) for index in self.nearest(c2w)]
-        points, colours = (torch.cat(part, dim=1) for part in zip(*parts))
-        return splat(points, colours, self.focal, self.size)
+        return splat(*self._points(self.nearest(c2w), c2w), self.focal, self.size)
 
-    def _points(self, index: int, c2w: Float[Tensor, "3 4"]) -> Tuple[Float[Tensor, "3 P"], Float[Tensor, "3 P"]]:
-        """A photo's surface points in the axes of another camera, NaN where not known, and their colours."""
-        image = self.images[index]
-        z = F.interpolate(self.depths[index][None, None], scale_factor=DENSITY, mode="bilinear")[0, 0]
-        known = self.known[index].repeat_interleave(DENSITY, 0).repeat_interleave(DENSITY, 1)
-        if image.shape[-1] == 4:
-            known &= image[..., 3] > 250
+    def _points(
+        self, indices: Int[Tensor, "n"], c2w: Float[Tensor, "3 4"]
+    ) -> Tuple[Float[Tensor, "3 nP"], Float[Tensor, "3 nP"]]:
+        """The surface points of n photos in the axes of another camera, NaN where not known, and their colours."""
+        images = self.images[indices]
+        z = F.interpolate(self.depths[indices][:, None], scale_factor=DENSITY, mode="bilinear")[:, 0]
+        known = self.known[indices].repeat_interleave(DENSITY, 1).repeat_interleave(DENSITY, 2)
+        if images.shape[-1] == 4:
+            known &= images[..., 3] > 250
         # Picking the known points would take most of the time.
-        z = torch.where(known, z, torch.nan).flatten()
-        pose, rotation = self.poses[index], c2w[:, :3].T
-        shift = rotation @ (pose[:, 3] - c2w[:, 3])
-        points = (rotation @ pose[:, :3]) @ self.lenses.directions(index).flatten(1) * z + shift[:, None]
-        return points, image[..., :3].reshape(-1, 3).T / 255
+        z = torch.where(known, z, torch.nan).flatten(1)
+        poses, rotation = self.poses[indices], c2w[:, :3].T
+        shift = (poses[:, :, 3] - c2w[:, 3]) @ c2w[:, :3]
+        points = (rotation @ poses[:, :, :3]) @ self.lenses.directions(indices).flatten(2) * z[:, None]
+        points += shift[:, :, None]
+        return points.transpose(0, 1).flatten(1), images[..., :3].reshape(-1, 3).T / 255
 
 
 def is_smooth(depths: Float[Tensor, "N H W"]) -> Bool[Tensor, "N H W"]:
@@ -123,7 +123,7 @@ def render_depths(
 ) -> Tuple[Float[Tensor, "N H W"], Float[Tensor, "N H W"]]:
     """The teacher's z and alpha at the photos' cameras."""
     views = [
-        render(cameras[i : i + 1])[..., 3:5].float().to(cameras.device)  # some parsers' poses are in double precision
+        render(cameras[i : i + 1])[..., 3:5].to(cameras.device)
         for i in track(range(len(cameras)), "Teacher renders the photos' depth", console=CONSOLE, transient=True)
     ]
     alpha, z = torch.stack(views).unbind(-1)

@@ -227,5 +227,5 @@ def intrinsics(model: MobileR2LModel) -> Intrinsics:
         pose="camera-to-world, OpenGL axes (x right, y up, looking down -z), in the run's own normalised world",
         contraction_centre=sampler.centre.tolist() if sampler.unbounded else None,
         contraction_radius=float(sampler.radius) if sampler.unbounded else None,
-        surface_octaves=embedder.surface_frequencies if isinstance(embedder, SurfaceEmbedder) else None,
+        surface_octaves=embedder.surface_octaves if isinstance(embedder, SurfaceEmbedder) else None,
     )

@@ -177,5 +177,5 @@ def _codes_tolerance(model: MobileR2LModel, largest: float, of_surface: float) -
     embedder = model.embedder
     if not isinstance(embedder, SurfaceEmbedder):
         return _U * (2 ** (embedder.num_frequencies - 1) * largest + 48)
-    fastest = 2 ** (embedder.surface_frequencies - 1)
+    fastest = 2 ** (embedder.surface_octaves - 1)
     return _U * (fastest * largest + 48) + fastest * 4 * of_surface

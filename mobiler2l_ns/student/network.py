@@ -85,7 +85,7 @@ class MobileR2LNetwork(nn.Module):
     """Codes of a grid of rays to an image in 0..1.
 
     Args:
-        in_channels: C = 3K(2L+1).
+        in_channels: C, channels of the embedder's codes.
         config: The network's architecture.
 
     Raises:

@@ -28,7 +28,7 @@ from mobiler2l_ns.student.embedder import Embedder, to_network_input
 from mobiler2l_ns.student.network import MobileR2LNetwork
 from mobiler2l_ns.student.sampler import Sampler
 from mobiler2l_ns.student.surface import SurfaceEmbedder
-from mobiler2l_ns.training.arithmetic import computes_in_bf16
+from mobiler2l_ns.training.arithmetic import computes_in_bf16, full_precision
 
 MAX_RAYS = 1 << 16  # R2L's 1008 codes of as many rays take 0.26 GB
 Precision = Literal["auto", "fp32", "bf16"]
@@ -102,11 +102,12 @@ class StudentRenderer:
         b, h, w, _ = rays_d.shape
         if self.network.training and self.jitter_points:
             depths = self.sampler.jittered_depths(rays_d)
-        points = self.sampler.points(rays_o, rays_d, depths)
-        if isinstance(self.embedder, SurfaceEmbedder):
-            grid, surface = self.embedder.encode_with_depth(points.permute(0, 3, 1, 2))
-        else:
-            grid, surface = to_network_input(self.embedder(points.reshape(b, 1, h * w, -1)), h, w), None
+        with full_precision(rays_d.device):  # the highest octave multiplies an error of a point by hundreds
+            points = self.sampler.points(rays_o, rays_d, depths)
+            if isinstance(self.embedder, SurfaceEmbedder):
+                grid, surface = self.embedder.encode_with_depth(points.permute(0, 3, 1, 2))
+            else:
+                grid, surface = to_network_input(self.embedder(points.reshape(b, 1, h * w, -1)), h, w), None
         grid = grid.contiguous(memory_format=torch.channels_last)
         with self._arithmetic(grid.device):
             return self.network(grid).to(grid.dtype), surface

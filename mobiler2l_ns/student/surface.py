@@ -28,7 +28,7 @@ class SurfaceEmbedder(nn.Module):
     Args:
         num_points: K.
         num_frequencies: L.
-        surface_frequencies: S.
+        surface_octaves: S.
         width: Channels of the convolutions.
         num_blocks: Residual blocks between the first and the last convolution.
     """
@@ -38,13 +38,13 @@ class SurfaceEmbedder(nn.Module):
     places: Float[Tensor, "1 K 1 1"]
 
     def __init__(
-        self, num_points: int, num_frequencies: int, surface_frequencies: int, width: int = 64, num_blocks: int = 2
+        self, num_points: int, num_frequencies: int, surface_octaves: int, width: int = 64, num_blocks: int = 2
     ):
         super().__init__()
         self.num_points, self.num_frequencies = num_points, num_frequencies
-        self.surface_frequencies = surface_frequencies
+        self.surface_octaves = surface_octaves
         self.num_codes = 1  # of each channel, as the channels are codes already
-        self.out_channels = 3 * num_points + 3 * (2 * surface_frequencies + 1)
+        self.out_channels = 3 * num_points + 3 * (2 * surface_octaves + 1)
         config = NetworkConfig(activation="relu")  # runs on every backend of SnapML
         self.head = nn.Sequential(
             nn.Conv2d(3 * num_points * (2 * num_frequencies + 1), width, 1),
@@ -83,7 +83,7 @@ class SurfaceEmbedder(nn.Module):
     ) -> Tuple[Float[Tensor, "B {self.out_channels} h w"], Float[Tensor, "B 1 h w"]]:
         """The network's input, and the normalised depth of the surface."""
         surface, depth = self.predict(points)
-        return torch.cat([points, positional_code(surface, self.surface_frequencies)], dim=1), depth
+        return torch.cat([points, positional_code(surface, self.surface_octaves)], dim=1), depth
 
     def encode(self, points: Float[Tensor, "B 3*{self.num_points} h w"]) -> Float[Tensor, "B {self.out_channels} h w"]:
         """The network's input from points whose coordinates are channels."""
@@ -94,12 +94,12 @@ class SurfaceEmbedder(nn.Module):
     ) -> Float[Tensor, "B 1 hw {self.out_channels}"]:
         """The network's input in the layout of the exported file, see ``to_network_input``.
 
-        The same as ``encode``, in operators as SnapML documents them. A factor broadcasts over channels or over pixels,
-        but not over both, so numbers are multiplied where there is one channel. In opset 11, which Lens Studio reads, a
+        The same as ``encode``, in operators as SnapML documents them. A constant cannot broadcast over channels and
+        pixels at once, so constants multiply tensors with one channel. In opset 11, which Lens Studio reads, a
         softmax is one over its axis and all axes after it, so the points of a ray are the second and last axis.
         """
         codes = torch.cat(code_parts(points, self.num_frequencies), dim=3)
         logits = self.head(codes.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (B, 1, hw, K)
         weights = torch.softmax(logits.reshape(-1, self.num_points), dim=1).reshape(logits.shape)
         surface = self._mean(points.permute(0, 3, 1, 2), weights.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return torch.cat([points, *code_parts(surface, self.surface_frequencies)], dim=3)
+        return torch.cat([points, *code_parts(surface, self.surface_octaves)], dim=3)

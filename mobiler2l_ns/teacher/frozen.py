@@ -27,9 +27,11 @@ from mobiler2l_ns.teacher.kinds import (
     check_teacher,
     depth_is_z,
     final_outputs,
+    ignores_lens,
     pose_refinement,
     show_mean_appearance,
 )
+from mobiler2l_ns.teacher.lens import render_through_lens
 from mobiler2l_ns.teacher.teacher import Teacher
 from mobiler2l_ns.training.distributed import broadcast_from_main
 
@@ -136,7 +138,7 @@ class FrozenTeacher:
     def _outputs(self, camera: Cameras) -> Dict[str, Tensor]:
         camera = camera.to(self.model.device)
         render = self.model.get_outputs_for_camera if self.fast is None else self.fast.outputs_for_camera
-        outputs = final_outputs(render(camera))
+        outputs = final_outputs(render_through_lens(render, camera) if ignores_lens(self.model) else render(camera))
         if "rgb" not in outputs:
             raise UserError(f"{self.config_path} renders no rgb, only {', '.join(outputs)}: pass another teacher.")
         for name, value, instead in (("accumulation", 1.0, "counts as opaque"), ("depth", 0.0, "teaches no depth")):

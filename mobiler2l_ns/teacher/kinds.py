@@ -20,6 +20,8 @@ from mobiler2l_ns.errors import UserError
 CUDA_ONLY = ("NGPModel", "SplatfactoModel", "SurfaceModel")
 # Models whose depth is the distance from the camera plane; that of other models is the distance along the ray.
 DEPTH_IS_Z = ("SplatfactoModel", "SurfaceModel")
+# Rasterisers, which render every camera as a pinhole camera.
+IGNORE_LENS = ("SplatfactoModel",)
 NO_TEACHERS = {
     "SemanticNerfWModel": "only its data set knows its classes",
     "GenerfactoModel": "it was made from text, without photos",
@@ -106,6 +108,11 @@ def background(
 def depth_is_z(model: Model) -> bool:
     """Whether the model's ``depth`` is the distance from the camera plane instead of along the ray."""
     return is_a(type(model), *DEPTH_IS_Z)
+
+
+def ignores_lens(model: Model) -> bool:
+    """Whether the model renders a camera with lens distortion as if it had none."""
+    return is_a(type(model), *IGNORE_LENS)
 
 
 def show_mean_appearance(model: Model) -> None:

@@ -1,4 +1,7 @@
-"""The arithmetic of training: bf16 where the device computes in it."""
+"""The arithmetic of training: bf16 where the device computes in it, and fp32 where less is not enough."""
+
+from contextlib import contextmanager
+from typing import Iterator
 
 import torch
 
@@ -11,3 +14,18 @@ def computes_in_bf16(device: torch.device) -> bool:
         return False
     found = torch.cpu.get_capabilities()
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Inside, convolutions compute in fp32: outside of any autocast, and not in TF32, which has ten bits like fp16.
+
+    torch lets cuDNN compute in TF32 by default.
+    """
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed

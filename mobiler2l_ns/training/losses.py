@@ -3,15 +3,15 @@
 B: patches; H, W: pixels of a patch; h, w: its cells.
 """
 
-from typing import Dict
+from typing import Dict, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 EMPTY = 0.01  # a cell with less accumulation meets no surface
-BACKGROUND_WEIGHT = 0.1  # of such a cell, beside 1 of a cell that is filled by a surface
+EMPTY_WEIGHT = 0.1  # weight of such a cell; a cell that a surface fills has 1
 
 
 def rgb_loss(prediction: Float[Tensor, "B H W 3"], target: Float[Tensor, "B H W 3"]) -> Float[Tensor, ""]:
@@ -39,8 +39,9 @@ def depth_loss(
 
 
 def surface_loss(
-    prediction: Float[Tensor, "B h w 1"], target: Float[Tensor, "B H W 1"], accumulation: Float[Tensor, "B H W 1"]
-) -> Float[Tensor, ""]:
+    prediction: Float[Tensor, "B h w 1"], target: Float[Tensor, "B H W 1"], accumulation: Float[Tensor, "B H W 1"],
+    known: Optional[Bool[Tensor, "B H W 1"]] = None,
+) -> Float[Tensor, ""]:  # fmt: skip
     """Mean squared error of the depth at which a cell's ray is predicted to meet a surface.
 
     A ray that meets nothing has the far plane as its target, with a small weight. Without a target it may be predicted
@@ -51,12 +52,15 @@ def surface_loss(
         target: The teacher's normalised depth; exactly 0 where it is not known. A cell's target is the mean of its
             pixels, weighted by accumulation, and so is the cell's weight.
         accumulation: The teacher's accumulation.
+        known: Where accumulation is known; None: everywhere.
     """
     cell = target.shape[1] // prediction.shape[1]
     weight = accumulation * (target > 0)
-    met, known, total = (F.avg_pool2d(x[..., 0], cell)[..., None] for x in (accumulation, weight, weight * target))
-    errors = known * (prediction - total / known.clamp_min(1e-3)).square()
-    errors = errors + BACKGROUND_WEIGHT * (met < EMPTY) * (prediction - 1).square()
+    if known is not None:
+        accumulation = accumulation.where(known, 1.0)  # there may be a surface
+    met, share, total = (F.avg_pool2d(x[..., 0], cell)[..., None] for x in (accumulation, weight, weight * target))
+    errors = share * (prediction - total / share.clamp_min(1e-3)).square()
+    errors = errors + EMPTY_WEIGHT * (met < EMPTY) * (prediction - 1).square()
     return errors.mean()
 
 
@@ -87,20 +91,22 @@ def window_means(image: Float[Tensor, "B C H W"], half: int) -> Float[Tensor, "B
     return F.avg_pool2d(parts, tuple(min(2, side) for side in parts.shape[2:]), stride=1)
 
 
-def ignore_unknown(outputs: Dict[str, Tensor], batch: Dict) -> Dict:
-    """A batch in which the pixels that are not known have the student's own values: no error and no gradient.
+def ignore_unknown(outputs: Dict[str, Tensor], batch: Dict) -> Tuple[Dict[str, Tensor], Dict]:
+    """Outputs and batch in which pixels that are not known have the student's own values, without a gradient.
 
-    Depth needs none, because it is 0 there.
+    So no loss of the colours or of alpha has an error there. Depth needs none, because it is 0 where it is not known.
 
     Args:
         outputs: The student's ``rgb``, and ``accumulation`` if it has one.
         batch: ``image`` (B, H, W, 3), ``alpha`` (M, H, W, 1) and ``known`` (B, H, W, 1), as they are there.
     """
     if "known" not in batch:
-        return batch
-    batch, known = dict(batch), batch["known"]
+        return outputs, batch
+    outputs, batch, known = dict(outputs), dict(batch), batch["known"]
     for target, output in (("image", "rgb"), ("alpha", "accumulation")):
         if target in batch and output in outputs:
-            m = len(batch[target])
-            batch[target] = torch.where(known[:m], batch[target], outputs[output][:m].detach())
-    return batch
+            m, own = len(batch[target]), outputs[output].detach()
+            batch[target] = torch.where(known[:m], batch[target], own[:m])
+            # A window of the structure loss also contains known pixels, for which these would be moved.
+            outputs[output] = torch.where(known, outputs[output], own)
+    return outputs, batch

@@ -1,9 +1,9 @@
 """What distillation costs: the published recipe against ours, on one scene, in one run; or ours on a real capture.
 
-    scripts/bench/distillation.py                          recipes on the demo scene, ray-traced exactly, no photos
-    scripts/bench/distillation.py --setting gpu            the same at 800x800 with the full network
-    scripts/bench/distillation.py --scene forward-facing   ours without and with a surface code, on exact photos
-    scripts/bench/distillation.py --data DIR               our student of a trained teacher, against held-out photos
+    python scripts/bench/distillation.py                          recipes on the demo scene, ray-traced, no photos
+    python scripts/bench/distillation.py --setting gpu            the same at 800x800 with the full network
+    python scripts/bench/distillation.py --scene forward-facing   ours without and with a surface code, exact photos
+    python scripts/bench/distillation.py --data DIR               our student of a trained teacher, held-out photos
 
 All methods run through their own nerfstudio trainer, from the same poses, with networks of one size. The clock of a
 run includes everything that the teacher renders. Held-out views are never used for a decision.
