@@ -111,7 +111,7 @@ def test_a_student_learns_from_every_dialect(name, build_pipeline, stub_teacher,
 
 
 def test_a_capture_in_double_precision(build_pipeline, stub_teacher, tmp_path, monkeypatch):
-    """minimal-data with numpy's numbers. nerfstudio's rays would be float64, and networks refuse them."""
+    """A parser that keeps numpy's numbers: nerfstudio's rays would be float64, and networks refuse them."""
     folder = tmp_path / "photos"
     parser = write_nerfstudio(folder, take_photos(folder, stub_teacher, [PHONE] * 10, {}))
     generate = NerfstudioDataParserConfig()._target._generate_dataparser_outputs

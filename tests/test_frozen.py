@@ -81,7 +81,7 @@ def test_splats_are_rendered_through_the_photos_lens(monkeypatch, k1):
     torch.testing.assert_close(view[..., 3:], torch.tensor([1.0, 5.0]).expand(36, 48, 2), atol=1e-5, rtol=0)
     camera.distortion_params = None
     plain = frozen(monkeypatch, splat()).render(camera)
-    assert (plain[..., :2] - expected).abs().max() > 0.01  # the lens is no trifle
+    assert (plain[..., :2] - expected).abs().max() > 0.004  # the lens is no trifle
 
 
 def test_a_teacher_without_geometry_says_so_once(monkeypatch, capsys):

@@ -130,8 +130,8 @@ def check_cameras(outputs, data: Path) -> None:
 def to_single_precision(cameras: Cameras) -> None:
     """Makes float32 of all numbers of cameras, in place.
 
-    blender-data's focal lengths are float64, and so are minimal-data's poses. Networks and `ns-render spiral` fail on
-    such numbers.
+    blender-data's focal lengths are float64, and so are the poses of some captures. Networks and `ns-render spiral`
+    fail on such numbers.
     """
     for name in ("camera_to_worlds", "fx", "fy", "cx", "cy", "distortion_params"):
         values = getattr(cameras, name)
