@@ -1,4 +1,4 @@
-"""nerfstudio runs on disk: find them, read their config, load their model without data set or network.
+"""nerfstudio runs on disk: find them, load their model without data set or network.
 
 A run is a folder ``OUTPUTS/<experiment>/<method>/<timestamp>/`` with ``config.yml``, ``dataparser_transforms.json`` and
 ``nerfstudio_models/step-*.ckpt``.
@@ -6,41 +6,21 @@ A run is a folder ``OUTPUTS/<experiment>/<method>/<timestamp>/`` with ``config.y
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
 import torch
-import yaml
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.models.base_model import Model
 from torch import Tensor
 
-from mobiler2l_ns.compat import refuse_former_runs, without_lpips_download
-from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.compat import allow_numpy_scalars, without_lpips_download
+from mobiler2l_ns.errors import UntrustedFile, UserError
+from mobiler2l_ns.run_config import read_config
 
-
-def read_config(config_path: Path):
-    """The TrainerConfig in a run's config.yml.
-
-    Raises:
-        UserError: The file is missing or is not a nerfstudio config.
-    """
-    from nerfstudio.engine.trainer import TrainerConfig
-
-    if config_path.is_dir():
-        config_path = config_path / "config.yml"
-    if not config_path.is_file():
-        raise UserError(f"there is no {config_path}: pass the config.yml that ns-train wrote into the run's folder.")
-    refuse_former_runs()  # for commands of ours that do not discover the methods
-    try:
-        config = yaml.load(config_path.read_text(), Loader=yaml.Loader)
-    except Exception as error:
-        # yaml's Loader builds whatever classes the file names, so anything may be raised here.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{config_path} cannot be read as a nerfstudio config.yml ({reason}).") from None
-    if not isinstance(config, TrainerConfig):
-        raise UserError(f"{config_path} is not a nerfstudio config.yml: pass the one inside a run's folder.")
-    return config
+# How torch names a class or function that it refuses in a file of weights.
+OTHER_THAN_WEIGHTS = re.compile(r"GLOBAL (\S+)")
 
 
 def checkpoint_paths(config_path: Path, config) -> List[Path]:
@@ -109,10 +89,17 @@ def load_model(config_path: Path, device) -> Tuple[Model, int]:
 
 def _read_checkpoint(path: Path) -> Tuple[Dict[str, Tensor], int]:
     """The model's state dict and the step of a checkpoint."""
+    allow_numpy_scalars()  # for commands of ours that do not discover the methods
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=False)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
         state, step = loaded["pipeline"], int(loaded["step"])
-    except Exception:
+    except Exception as error:
+        other = OTHER_THAN_WEIGHTS.search(str(error))
+        if other:
+            raise UntrustedFile(
+                f"{path} contains {other[1]} beside its weights, which could run as code, so it was not loaded: pass a "
+                "run that you trust, whose checkpoint ns-train wrote."
+            ) from None
         # A file cut short by a full disk or a kill fails in many ways: zip, pickle, key errors.
         raise UserError(
             f"{path} is not a whole nerfstudio checkpoint: delete it, or resume the run to write it anew."

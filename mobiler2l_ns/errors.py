@@ -12,3 +12,7 @@ class UserError(SystemExit):
 
     def __init__(self, message: str):
         super().__init__(f"mobiler2l: {message}")
+
+
+class UntrustedFile(UserError):
+    """A file would run code that belongs neither to nerfstudio nor to an installed plugin."""

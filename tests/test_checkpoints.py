@@ -14,10 +14,10 @@ from mobiler2l_ns.checkpoints import (
     load_dataparser_transform,
     load_model,
     model_state,
-    read_config,
 )
 from mobiler2l_ns.data.student_camera import StudentCamera
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.run_config import read_config
 from mobiler2l_ns.teacher.nerfacto import TeacherModelConfig
 
 CAMERA = {"height": 32, "width": 48, "focal": 40.0, "near": 2.0, "far": 5.0}

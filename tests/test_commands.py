@@ -16,8 +16,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def scores(student) -> dict:
     """Mean PSNR and SSIM of the student over the test photos, from the files of the photos."""
-    from mobiler2l_ns.checkpoints import load_model, read_config
+    from mobiler2l_ns.checkpoints import load_model
     from mobiler2l_ns.export.comparison import held_out_dataset
+    from mobiler2l_ns.run_config import read_config
     from mobiler2l_ns.training.metrics import psnr, ssim
 
     model, _ = load_model(student, "cpu")
@@ -33,7 +34,7 @@ def scores(student) -> dict:
 
 
 def test_resumed_run_remembers_teacher_and_parser(student):
-    from mobiler2l_ns.checkpoints import read_config
+    from mobiler2l_ns.run_config import read_config
 
     config = read_config(student)
     assert "mobiler2l-teacher-small" in str(config.pipeline.datamanager.teacher.load_config)

@@ -13,7 +13,6 @@ from nerfstudio.models.nerfacto import NerfactoModelConfig
 from system_packages import needs_open3d
 from viser import _client_autobuild
 
-from mobiler2l_ns.checkpoints import read_config
 from mobiler2l_ns.compat import (
     allow_numpy_scalars,
     check_command,
@@ -22,6 +21,7 @@ from mobiler2l_ns.compat import (
     without_lpips_download,
 )
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.run_config import read_config
 from mobiler2l_ns.teacher.nerfacto import TeacherModelConfig
 from mobiler2l_ns.training import metrics
 from mobiler2l_ns.training.metrics import image_metrics, lpips

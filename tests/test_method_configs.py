@@ -19,11 +19,12 @@ from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConf
 from PIL import Image
 
 from mobiler2l_ns.cameras import pinhole_cameras
-from mobiler2l_ns.checkpoints import checkpoint_paths, load_model, read_config
+from mobiler2l_ns.checkpoints import checkpoint_paths, load_model
 from mobiler2l_ns.compat import without_lpips_download
 from mobiler2l_ns.data import photo_source
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.command import ExportMobileR2L
+from mobiler2l_ns.run_config import read_config
 from mobiler2l_ns.runtime import Renderer
 from mobiler2l_ns.teacher.frozen import FrozenTeacher, TeacherConfig
 from mobiler2l_ns.training.metrics import psnr

@@ -66,7 +66,7 @@ def test_clouds_cameras_and_poisson_meshes(ball_run, tmp_path):
 
 def test_the_pictures_of_a_cloud(ball_run):
     """Each camera once before any twice, at no more rays than asked for, and never twice the same rays."""
-    from mobiler2l_ns.checkpoints import read_config
+    from mobiler2l_ns.run_config import read_config
 
     config = copy.deepcopy(read_config(ball_run).pipeline.datamanager)
     manager = config.setup(device="cpu", test_mode="test", world_size=1, local_rank=0)

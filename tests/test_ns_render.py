@@ -10,8 +10,9 @@ import torch
 from nerfstudio.utils.colormaps import apply_depth_colormap
 from system_packages import needs
 
-from mobiler2l_ns.checkpoints import load_model, read_config
+from mobiler2l_ns.checkpoints import load_model
 from mobiler2l_ns.export.comparison import held_out_dataset
+from mobiler2l_ns.run_config import read_config
 
 pytestmark = pytest.mark.slow
 

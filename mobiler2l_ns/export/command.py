@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Dict, Literal, NamedTuple, Optional, Tuple, ca
 import tyro
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from mobiler2l_ns.checkpoints import load_model, read_config
+from mobiler2l_ns.checkpoints import load_model
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.comparison import Comparison, compare
 from mobiler2l_ns.export.coreml_files import check_coreml, coreml_name, import_coremltools, write_coreml_files
@@ -37,6 +37,7 @@ from mobiler2l_ns.export.verification import (
 )
 from mobiler2l_ns.export.web_files import MODEL, check_web_options, write_web_files
 from mobiler2l_ns.model import MobileR2LModel, MobileR2LModelConfig
+from mobiler2l_ns.run_config import read_config
 from mobiler2l_ns.student.network import Outputs
 from mobiler2l_ns.student.viewing_range import viewing_range
 from mobiler2l_ns.training.progress import stages

@@ -21,12 +21,12 @@ from rich.progress import track
 from torch import Tensor
 
 from mobiler2l_ns.cameras import cell_centres, rays_at, student_rays
-from mobiler2l_ns.checkpoints import read_config
 from mobiler2l_ns.data.capture import PARSER_ERRORS, CaptureDataset, check_cameras
 from mobiler2l_ns.data.photos import load_photos
 from mobiler2l_ns.datamanager import DistillationDataManagerConfig
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.model import MobileR2LModel
+from mobiler2l_ns.run_config import read_config
 from mobiler2l_ns.runtime import Renderer
 from mobiler2l_ns.teacher.frozen import TeacherConfig
 from mobiler2l_ns.teacher.kinds import CUDA_ONLY, is_a

@@ -14,8 +14,9 @@ from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, Datapa
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
-from mobiler2l_ns.checkpoints import checkpoint_paths, find_runs, load_dataparser_transform, read_config
-from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.checkpoints import checkpoint_paths, find_runs, load_dataparser_transform
+from mobiler2l_ns.errors import UntrustedFile, UserError
+from mobiler2l_ns.run_config import read_config
 from mobiler2l_ns.teacher.kinds import check_teacher
 from mobiler2l_ns.teacher.teacher import Teacher
 
@@ -121,6 +122,9 @@ def resolve_teacher(teacher: Optional[Path], data: Path, outputs: Path) -> Path:
     for path in find_runs(outputs):
         try:
             config = read_config(path)
+        except UntrustedFile as error:
+            CONSOLE.print(f"Skipped: {error}")
+            continue
         except UserError:
             continue  # a run of another project, or an unfinished one
         run_data = config.pipeline.datamanager.data or config.data

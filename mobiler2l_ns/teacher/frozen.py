@@ -17,8 +17,9 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from mobiler2l_ns.cameras import fit_cameras, fit_image, ray_lengths
-from mobiler2l_ns.checkpoints import load_model, read_config
+from mobiler2l_ns.checkpoints import load_model
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.run_config import read_config
 from mobiler2l_ns.teacher.adoption import Adoption, adopt, resolve_teacher
 from mobiler2l_ns.teacher.fast_nerfacto import FastNerfacto, renders_as_nerfacto
 from mobiler2l_ns.teacher.hash_encoding import accelerate_hash_grids

@@ -25,8 +25,9 @@ from missing_packages import OPEN3D, cure, missing
 
 from bench.common import CPU, console, with_machine, write_figures
 from bench.geometry import load_views
-from mobiler2l_ns.checkpoints import load_dataparser_transform, read_config
+from mobiler2l_ns.checkpoints import load_dataparser_transform
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.run_config import read_config
 
 OPTIONS = ["--texture-method", "tsdf", "--use-bounding-box", "False"]
 NUM_POINTS = 20000

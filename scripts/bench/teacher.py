@@ -24,10 +24,11 @@ from rich.progress import track
 from torch import Tensor
 
 from bench.common import console, default_device, describe, new_table, with_machine, write_figures
-from mobiler2l_ns.checkpoints import load_model, read_config
+from mobiler2l_ns.checkpoints import load_model
 from mobiler2l_ns.data.photos import PhotoSet, load_photos
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.comparison import held_out_dataset
+from mobiler2l_ns.run_config import read_config
 from mobiler2l_ns.teacher.fast_nerfacto import FastNerfacto
 from mobiler2l_ns.teacher.frozen import FrozenTeacher
 from mobiler2l_ns.training.metrics import psnr
