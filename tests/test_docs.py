@@ -243,3 +243,24 @@ def test_hooks_have_the_pinned_ruff():
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     pins = {pin for hook in hooks for pin in hook.get("additional_dependencies", [])}
     assert len(pins) == 1 and f'"{pins.pop()}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def message(node) -> str:
+    """A message as docs/errors.md has it: with … for what the code fills in."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+    assert isinstance(node, (ast.BinOp, ast.Name, ast.FormattedValue)), ast.dump(node)
+    return message(node.left) + message(node.right) if isinstance(node, ast.BinOp) else "…"
+
+
+def test_every_error_is_documented():
+    raised = set()
+    for path in (ROOT / "mobiler2l_ns").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("UserError", "UntrustedFile"):
+                raised.add(message(node.args[0]))
+    rows = [line.split(" | ") for line in (ROOT / "docs" / "errors.md").read_text().splitlines() if line[:2] == "| "]
+    documented = {row[0].removeprefix("| ") for row in rows} - {"message"}
+    assert len(raised) >= 70 and documented == raised
