@@ -57,6 +57,8 @@ class MobileR2LModelConfig(ModelConfig):
     of the K points."""
     surface_width: int = 64
     """Channels of the small network that predicts the surface."""
+    surface_refinements: int = 0
+    """R: how often the predicted surface is refined by the code of the point itself, which all views share."""
     surface_weight: float = 1.0
     """Weight of the squared error of the predicted surface's depth, in the units of the depth's, beside that of the
     colours."""
@@ -103,7 +105,11 @@ class MobileR2LModel(Model):
                     "or --pipeline.model.surface-octaves 0."
                 )
             self.embedder = SurfaceEmbedder(
-                config.num_points, config.num_frequencies, config.surface_octaves, config.surface_width
+                config.num_points,
+                config.num_frequencies,
+                config.surface_octaves,
+                config.surface_width,
+                config.surface_refinements,
             ).to(memory_format=torch.channels_last)
             in_channels = self.embedder.out_channels
         else:
@@ -164,8 +170,8 @@ class MobileR2LModel(Model):
         """``rgb`` (B, H, W, 3) for a bundle (B, h, w) of rays through cell centres, as in training.
 
         A student that has them also returns ``accumulation`` and ``depth`` (B, H, W, 1), the latter normalised: 0 at
-        the near plane, 1 at the far plane. One with a surface code also returns ``surface_depth`` (B, h, w, 1), in the
-        same units. A bundle (H, W) is a camera's view (ns-export pointcloud).
+        the near plane, 1 at the far plane. One with a surface code also returns ``surface_depth`` (B, h, w, 1 + R)
+        in the same units. A bundle (H, W) is a camera's view (ns-export pointcloud).
 
         Raises:
             UserError: The rays are not a grid (some nerfstudio exports cast single rays).

@@ -5,13 +5,16 @@ name, so a file from a stranger can run any code. The loader here builds configs
 and refuses everything else before it is imported.
 """
 
+import io
 import os
+from collections import OrderedDict
 from enum import Enum
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import FrozenSet
 
+import torch
 import yaml
 from yaml.constructor import ConstructorError, FullConstructor
 
@@ -21,6 +24,8 @@ from mobiler2l_ns.errors import UntrustedFile, UserError
 PLUGINS = "nerfstudio.method_configs", "nerfstudio.dataparser_configs"  # groups of entry points
 PATHS = {f"pathlib.{name}" for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")}
 GENERIC = "_operator.getitem"  # a class with type arguments, such as VanillaDataManager[DepthDataset]
+# nerfstudio saves a tensor in the config of some pixel samplers.
+STORAGE, TENSOR, HOOKS = "torch.storage._load_from_bytes", "torch._utils._rebuild_tensor_v2", "collections.OrderedDict"
 
 
 class Untrusted(ConstructorError):
@@ -31,7 +36,7 @@ class RunConfigLoader(yaml.UnsafeLoader):
     """PyYAML's loader of Python objects, restricted.
 
     - Names are classes and functions of trusted packages, and classes of torch (optimizers).
-    - Objects are made without calling their constructor. Only paths and members of an Enum are made by a call.
+    - Objects are made without calling their constructor. Only paths, tensors and members of an Enum are made by a call.
     """
 
     def find_python_module(self, name, mark, unsafe=False):
@@ -53,6 +58,12 @@ class RunConfigLoader(yaml.UnsafeLoader):
             return Path(*args or ())
         if suffix == GENERIC and not kwds and len(args or ()) == 2 and isinstance(args[0], type):
             return args[0][tuple(args[1]) if isinstance(args[1], list) else args[1]]
+        if suffix == STORAGE and not kwds and len(args or ()) == 1:
+            return torch.load(io.BytesIO(args[0]), weights_only=True)  # torch's own function would run any pickle
+        if suffix == TENSOR and not kwds and isinstance((args or [None])[0], torch.storage.TypedStorage):
+            return torch._utils._rebuild_tensor_v2(*args[:5], OrderedDict())
+        if suffix == HOOKS and not kwds and not any(args or ()):
+            return OrderedDict()
         found = self.find_python_name(suffix, node.start_mark)
         is_new = newobj and not args and not kwds
         if isinstance(found, type) and (is_new or issubclass(found, Enum)):

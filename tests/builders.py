@@ -44,7 +44,7 @@ KINDS = {
     "unbounded": {"camera": UNBOUNDED, "sr_strides": (2, 2, 3)},
     "r2l": {"depth": 14, "sr_strides": (), "sr_widths": (), "activation": "relu"},
     "surface": {"surface_octaves": 8},
-    "surface_unbounded": {"camera": UNBOUNDED, "surface_octaves": 9, "activation": "relu"},
+    "surface_unbounded": {"camera": UNBOUNDED, "surface_octaves": 9, "refinements": 1, "activation": "relu"},
 }
 
 UP = torch.tensor([0.0, 0.0, 1.0])
@@ -207,14 +207,16 @@ def orbit_cameras(centre=(0.0, 0.0, 0.0), up=(0.0, 0.0, 1.0), azimuth=(30, 150),
     return look_at(position, centre.expand(32, 3), torch.tensor(up))
 
 
-def make_student(camera=STUDENT_CAMERA, steepness=0.0, outputs="rgb", surface_octaves=0, **network):
+def make_student(camera=STUDENT_CAMERA, steepness=0.0, outputs="rgb", surface_octaves=0, refinements=0, **network):
     """A student with random weights so large that its picture depends on every number of its input.
 
     Like a trained one, it leans less on a code the faster it is; steepness 1 leans on all alike.
     """
     torch.manual_seed(3)
     network = NetworkConfig(**{**SMALL_NETWORK, **network})
-    config = MobileR2LModelConfig(network=network, outputs=outputs, surface_octaves=surface_octaves)
+    config = MobileR2LModelConfig(
+        network=network, outputs=outputs, surface_octaves=surface_octaves, surface_refinements=refinements
+    )
     model = config.setup(
         scene_box=SceneBox(torch.tensor([[-1.0, -1, -1], [1, 1, 1]])),
         num_train_data=1,
@@ -235,6 +237,10 @@ def make_student(camera=STUDENT_CAMERA, steepness=0.0, outputs="rgb", surface_oc
             wave = torch.arange(6 * surface_octaves) // 3 % surface_octaves
             soften(model.network.head[0], torch.cat([torch.zeros(24), wave, torch.zeros(3)]), steepness)
             soften(model.embedder.head[0], torch.where(code < 288, code // 24 % 6, 0), steepness)
+            for layers in model.embedder.refinements:
+                wave = torch.cat([torch.arange(36) // 3 % 6, torch.zeros(3 + config.surface_width)])
+                soften(layers[0], wave, steepness)
+                layers[-1].weight.mul_(0.1)
         else:
             soften(model.network.head[0], torch.where(code % 13 < 12, code % 13 % 6, 0), steepness)
         model.network.tail[0].weight.mul_(0.1)  # greys, not only black and white
@@ -256,6 +262,7 @@ def write_run(folder, model=None, method="mobiler2l-small"):
     config.pipeline.model.num_frequencies = model.embedder.num_frequencies
     config.pipeline.model.surface_octaves = model.config.surface_octaves
     config.pipeline.model.surface_width = model.config.surface_width
+    config.pipeline.model.surface_refinements = model.config.surface_refinements
     config.method_name, config.experiment_name = method, "lego"
     config.pipeline.model.network, config.pipeline.model.outputs = NetworkConfig(**SMALL_NETWORK), model.config.outputs
     checkpoints = folder / config.relative_model_dir

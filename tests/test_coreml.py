@@ -104,7 +104,7 @@ def test_the_surface_is_predicted_in_float32(ct, monkeypatch, tmp_path):
 
     from mobiler2l_ns.export import coreml_files
 
-    model = make_student(surface_octaves=8)
+    model = make_student(surface_octaves=8, refinements=1)
     write_coreml_files(model, tmp_path, "mixed")
     types = {"conv": [], "softmax": []}
     for operation in load_program(tmp_path / "mixed.mlpackage").operations:

@@ -1,5 +1,6 @@
 """config.yml and checkpoints of strangers: what they name is neither imported nor run."""
 
+import base64
 import pickle
 import sys
 from pathlib import Path
@@ -36,6 +37,13 @@ def test_what_configs_are_made_of():
     assert generic == VanillaDataManager[DepthDataset]
 
 
+@pytest.mark.parametrize("tensor", [torch.tensor(True), torch.arange(6.0).view(2, 3).T], ids=["a flag", "a matrix"])
+def test_tensors(tensor):
+    """nerfstudio saves one in the config of its pixel sampler."""
+    found = yaml.load(yaml.dump({"is_equirectangular": tensor}), Loader=RunConfigLoader)["is_equirectangular"]
+    assert torch.equal(found, tensor) and found.dtype == tensor.dtype
+
+
 ATTACKS = {
     "a function of Python": "!!python/object/apply:os.system ['touch {}']",
     "deep inside": "a: [b: {{c: !!python/object/apply:os.system ['touch {}']}}]",
@@ -54,6 +62,8 @@ ATTACKS = {
     "a module": "!!python/module:stranger",
     "a name in a module": "!!python/name:stranger.thing",
     "an item": "!!python/object/apply:_operator.getitem [!!python/object/apply:os.system ['touch {}'], 0]",
+    "the storage of a tensor": "!!python/object/apply:torch.storage._load_from_bytes [!!binary '{pickled}']",
+    "a tensor of something else": "!!python/object/apply:torch._utils._rebuild_tensor_v2 [os.system, 0, [1], [1]]",
     "the state of a new object": "!!python/object:stranger.Thing {{path: '{}'}}",
 }
 
@@ -63,7 +73,8 @@ def test_what_a_config_names_is_not_run(name, tmp_path, monkeypatch):
     touched, config_path = tmp_path / "touched", tmp_path / "config.yml"
     (tmp_path / "stranger.py").write_text(f"open({str(touched)!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)
-    config_path.write_text(ATTACKS[name].format(touched))
+    pickled = base64.b64encode(pickle.dumps(Attack(touched))).decode()
+    config_path.write_text(ATTACKS[name].format(touched, pickled=pickled))
     with pytest.raises(UserError, match=f"{config_path}") as caught:
         read_config(config_path)
     one_sentence(caught)

@@ -72,9 +72,9 @@ def test_backends_of_each_file(lens):
 
 def test_relu_of_the_surface_stays_relu(tmp_path):
     """GeluSnap replaces the network's activations alone. The Embedder was trained with ReLU."""
-    write_snap_files(make_student(surface_octaves=8), tmp_path, "lens")
+    write_snap_files(make_student(surface_octaves=8, refinements=1), tmp_path, "lens")
     types = [node.op_type for node in onnx.load(tmp_path / "Embedder.onnx").graph.node]
-    assert types.count("Relu") == 3 and types.count("Softmax") == 1 and "GeluSnap" not in types
+    assert types.count("Relu") == 6 and types.count("Softmax") == 1 and "GeluSnap" not in types
 
 
 def test_alpha_and_depth_run_wherever_colours_do(tmp_path):
@@ -176,9 +176,12 @@ def test_the_printed_table_counts_nodes(lens):
     rows = [re.findall(r"[^│\s][^│]*[^│\s]|[^│\s]", line) for line in captured.get().splitlines()]
     octaves = lens[0].config.surface_octaves
     if octaves:  # the codes are multiplied by constants and the two blocks are sums of two tensors
-        codes = 4 + sum(octave % 3 != 0 for octave in range(octaves))
-        assert ["Embedder.onnx", "Add", str(codes + 2), "yes", "yes", "yes", f"2 of {codes + 2}"] in rows
-        assert ["Softmax", "1", "yes", "yes", "yes", "yes"] in rows and ["Conv", "8", *["yes"] * 4] in rows
+        refined = lens[0].config.surface_refinements  # each has 6 octaves, a sum of two tensors, and 8 convolutions
+        codes = 4 + 4 * refined + sum(octave % 3 != 0 for octave in range(octaves))
+        sums = 2 + refined
+        assert ["Embedder.onnx", "Add", str(codes + sums), "yes", "yes", "yes", f"{sums} of {codes + sums}"] in rows
+        assert ["Softmax", "1", "yes", "yes", "yes", "yes"] in rows
+        assert ["Conv", str(8 + 8 * refined), *["yes"] * 4] in rows
     else:
         assert ["Embedder.onnx", "Add", "4", "yes", "yes", "yes", "no"] in rows
         assert ["Mul", "17", "yes", "yes", "yes", "8 of 17"] in rows

@@ -11,7 +11,7 @@ from export_builders import export_run
 from mobiler2l_ns.checkpoints import load_model
 from mobiler2l_ns.export.pose_graph import PoseToImage
 from mobiler2l_ns.student import renderer
-from mobiler2l_ns.student.embedder import Embedder, to_network_input
+from mobiler2l_ns.student.embedder import Embedder, positional_code, to_network_input
 from mobiler2l_ns.student.network import count_macs, count_parameters
 from mobiler2l_ns.student.surface import SurfaceEmbedder
 from mobiler2l_ns.student.viewing_range import viewing_range
@@ -84,36 +84,102 @@ def test_codes_of_the_points_stay_inside(embedder, points):
     assert changed.nonzero().flatten().tolist() == [12, 13, 14]
 
 
-def test_layouts_agree(embedder, points):
+def test_layouts_agree(either, points):
     """``encode`` of an image of rays, ``forward`` of rows of rays, and a flat copy into (H, W, C) memory."""
-    encoded = embedder.encode(points)
+    encoded = either.encode(points)
     rows = points.permute(0, 2, 3, 1).reshape(2, 1, 6, 15)
-    codes = embedder(rows)
-    assert codes.shape == (2, 1, 6, embedder.out_channels)
-    torch.testing.assert_close(to_network_input(codes, 2, 3), encoded, atol=1e-5, rtol=0)
+    codes = either(rows)
+    assert codes.shape == (2, 1, 6, either.out_channels)
+    torch.testing.assert_close(to_network_input(codes, 2, 3), encoded, atol=3e-5, rtol=0)
     memory = codes.permute(0, 2, 3, 1).flatten()  # (H, W, C): rays, channels, one
     torch.testing.assert_close(memory, to_network_input(codes, 2, 3).permute(0, 2, 3, 1).flatten(), atol=0, rtol=0)
 
 
-def test_gradients_reach_every_weight_of_the_head(embedder, points):
-    embedder.encode(points).square().sum().backward()
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in embedder.parameters())
+# -- refinements ------------------------------------------------------------------------------------------------------
 
 
-def test_depth_teaches_the_head(embedder, points):
-    optimizer = torch.optim.Adam(embedder.parameters(), lr=0.02)
+@pytest.fixture
+def refined():
+    """The same with two refinements."""
+    torch.manual_seed(0)
+    return SurfaceEmbedder(5, 3, 4, width=8, num_refinements=2)
+
+
+def shift(refinement, difference):
+    """Makes a refinement add a number, whatever its input."""
+    with torch.no_grad():
+        refinement[-1].weight.zero_()
+        refinement[-1].bias.fill_(difference)
+
+
+def test_a_refined_surface_lies_between_two_points(refined, points):
+    """The first depth is that of point 1, 0.25. It becomes 0.35, then 0.8: a fifth of the way from point 3 to 4."""
+    choose(refined, 1)
+    shift(refined.refinements[0], 0.1)
+    shift(refined.refinements[1], 0.45)
+    surface, depths = refined.predict(points)
+    assert depths.shape == (2, 3, 2, 3)
+    for found, expected in zip(depths.unbind(1), (0.25, 0.35, 0.8)):
+        torch.testing.assert_close(found, torch.full((2, 2, 3), expected), atol=1e-6, rtol=0)
+    expected = 0.8 * points[:, 9:12] + 0.2 * points[:, 12:15]
+    torch.testing.assert_close(surface, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("depth", [-0.3, 0.0, 0.1, 0.25, 0.5, 0.99, 1.0, 1.7])
+def test_interpolation_by_hand(refined, depth):
+    """Beyond the first and the last point there is no other."""
+    weights = refined._interpolate(torch.full((1, 1, 1, 1), depth)).flatten().tolist()
+    place = min(max(4 * depth, 0), 4)
+    assert weights == pytest.approx([max(0.0, 1 - abs(place - k)) for k in range(5)], abs=1e-5)
+
+
+def test_a_refinement_sees_the_point_that_it_refines(refined, points):
+    """Its input changes with the point that was chosen, and with nothing else of the first prediction."""
+    seen = []
+    refined.refinements[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    for k in (1, 3):
+        choose(refined, k)
+        refined.predict(points)
+        torch.testing.assert_close(
+            seen[-1][:, :39], positional_code(points[:, 3 * k : 3 * k + 3], 6), atol=1e-4, rtol=0
+        )
+    assert torch.equal(seen[0][:, 39:], seen[1][:, 39:])
+
+
+def test_a_new_refinement_changes_little(refined, points):
+    _, depths = refined.predict(points)
+    assert 0 < (depths[:, 1:] - depths[:, :-1]).abs().max() < 0.2
+
+
+@pytest.fixture(params=[0, 2], ids=["no refinement", "two refinements"])
+def either(request, embedder, refined):
+    """An embedder with and without refinements."""
+    return refined if request.param else embedder
+
+
+# -- layouts and weights ----------------------------------------------------------------------------------------------
+
+
+def test_gradients_reach_every_weight(either, points):
+    either.encode(points).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in either.parameters())
+
+
+def test_depth_teaches_each_prediction(either, points):
+    optimizer = torch.optim.Adam(either.parameters(), lr=0.02)
     target = torch.rand(2, 1, 2, 3, generator=torch.Generator().manual_seed(2))
     for _ in range(200):
-        loss = (embedder.predict(points)[1] - target).square().mean()
+        loss = (either.predict(points)[1] - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert loss < 1e-3
 
 
-def test_weights_alone_are_saved(embedder):
-    """The convolutions of zeros and ones follow from the shape."""
-    assert all(name.startswith("head.") for name in embedder.state_dict())
+def test_weights_alone_are_saved(refined):
+    """The convolutions with fixed weights follow from the shape."""
+    assert {name.split(".")[0] for name in refined.state_dict()} == {"head", "refinements"}
+    assert len(refined.state_dict()) == len(list(refined.parameters()))
     assert not Embedder(3).state_dict()
 
 
@@ -122,6 +188,11 @@ def test_work_of_the_head(embedder):
     assert count_macs(embedder, 2, 3) == 6 * (105 * 8 + 4 * 64 + 8 * 5)
     assert count_parameters(embedder) == 105 * 8 + 4 * 64 + 8 * 5 + 5 * 8 + 5
     assert count_macs(Embedder(3), 2, 3) == 0
+
+
+def test_work_of_a_refinement(embedder, refined):
+    """39 codes and 8 features to 8 channels, 8 to 8, and one difference."""
+    assert count_macs(refined, 2, 3) - count_macs(embedder, 2, 3) == 2 * 6 * (47 * 8 + 8 * 8 + 8)
 
 
 def test_batches_of_single_rays(monkeypatch):
@@ -154,7 +225,7 @@ def test_the_one_graph_has_a_multiple_of_four_channels():
 
 
 def test_a_run_is_loaded_with_its_head(tmp_path):
-    model = make_student(surface_octaves=8)
+    model = make_student(surface_octaves=8, refinements=2)
     loaded, step = load_model(write_run(tmp_path, model), "cpu")
     assert step == 7 and isinstance(loaded.embedder, SurfaceEmbedder)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
@@ -178,10 +249,10 @@ def test_a_run_without_the_fields_loads_and_exports(tmp_path):
     ("precision", "opset"), [("fp32", 11), ("fp32", 13), ("fp32", 20), ("fp16", 11), ("fp16", 20), ("int8", 13)]
 )
 def test_a_run_is_exported(tmp_path, precision, opset):
-    config_path = write_run(tmp_path / "run", make_student(surface_octaves=8, outputs="rgbad"))
+    config_path = write_run(tmp_path / "run", make_student(surface_octaves=8, refinements=1, outputs="rgbad"))
     options = {"targets": ("onnx", "snap"), "outputs": "rgbad", "precision": precision, "opset": opset}
     report = export_run(config_path, tmp_path / "out", **options)
-    model = make_student(surface_octaves=8, outputs="rgbad")
+    model = make_student(surface_octaves=8, refinements=1, outputs="rgbad")
     parts, grid = (model.embedder, model.network), model.sampler.grid.tolist()
     assert report["params"] == sum(map(count_parameters, parts))
     assert report["gmac"] == pytest.approx(sum(count_macs(part, *grid) for part in parts) / 1e9)

@@ -301,7 +301,7 @@ def test_runtime_of_another_server(new_page, site, tmp_path, backend):
 def test_surface_code(new_page, student, ort_dist, tmp_path, backend):
     """Softmax, fixed convolutions and fast sines give torch's picture on both backends."""
     camera = {**STUDENT_CAMERA, "viewpoints": student.coverage.viewpoints}
-    model = make_student(camera, surface_octaves=8)
+    model = make_student(camera, surface_octaves=8, refinements=1)
     web_files.write_web_files(model, tmp_path, SCENE, ort_dist=ort_dist)
     with serve(tmp_path) as address, new_page(WEBGPU) as page:
         log = open_viewer(page, f"{address}?backend={backend}")

@@ -79,10 +79,10 @@ class StudentRenderer:
     def render_with_surface(
         self, rays_o: Float[Tensor, "B h w 3"], rays_d: Float[Tensor, "B h w 3"],
         depths: Optional[Float[Tensor, "K"]] = None,
-    ) -> Tuple[Float[Tensor, "B C H W"], Optional[Float[Tensor, "B 1 h w"]]]:  # fmt: skip
-        """The view of a grid of rays, and the normalised depth of the surface that each ray is predicted to meet.
+    ) -> Tuple[Float[Tensor, "B C H W"], Optional[Float[Tensor, "B R1 h w"]]]:  # fmt: skip
+        """The view of a grid of rays, and the normalised depths of the surface that each ray is predicted to meet.
 
-        The depth is None for a student without a surface code.
+        They are those of ``SurfaceEmbedder.predict``, and None for a student without a surface code.
         """
         if self.upscale > 1:
             return self._render_grid(rays_o, rays_d, depths)
@@ -98,7 +98,7 @@ class StudentRenderer:
 
     def _render_grid(
         self, rays_o: Float[Tensor, "B h w 3"], rays_d: Float[Tensor, "B h w 3"], depths: Optional[Tensor]
-    ) -> Tuple[Float[Tensor, "B C H W"], Optional[Float[Tensor, "B 1 h w"]]]:
+    ) -> Tuple[Float[Tensor, "B C H W"], Optional[Float[Tensor, "B R1 h w"]]]:
         b, h, w, _ = rays_d.shape
         if self.network.training and self.jitter_points:
             depths = self.sampler.jittered_depths(rays_d)

@@ -39,7 +39,7 @@ def depth_loss(
 
 
 def surface_loss(
-    prediction: Float[Tensor, "B h w 1"], target: Float[Tensor, "B H W 1"], accumulation: Float[Tensor, "B H W 1"],
+    prediction: Float[Tensor, "B h w N"], target: Float[Tensor, "B H W 1"], accumulation: Float[Tensor, "B H W 1"],
     known: Optional[Bool[Tensor, "B H W 1"]] = None,
 ) -> Float[Tensor, ""]:  # fmt: skip
     """Mean squared error of the depth at which a cell's ray is predicted to meet a surface.
@@ -48,7 +48,7 @@ def surface_loss(
     to meet a surface of other rays, and then it shows their colour in the background.
 
     Args:
-        prediction: Normalised depth, one number a cell.
+        prediction: Normalised depth, N predictions a cell.
         target: The teacher's normalised depth; exactly 0 where it is not known. A cell's target is the mean of its
             pixels, weighted by accumulation, and so is the cell's weight.
         accumulation: The teacher's accumulation.
