@@ -73,7 +73,7 @@ def published_adamw(weight_decay: float = 1e-2, final_ratio: float = 0.1) -> dic
 mobiler2l = MethodSpecification(
     config=student_config(
         "mobiler2l",
-        MobileR2LModelConfig(surface_octaves=9, surface_refinements=1, structure_weight=0.02),
+        MobileR2LModelConfig(surface_octaves=9, surface_refinements=2, structure_weight=0.02),
         data(
             pool_views=1000,
             initial_views=100,
@@ -101,7 +101,8 @@ mobiler2l_small = MethodSpecification(
             num_points=12,
             num_frequencies=4,
             surface_octaves=8,
-            surface_refinements=1,
+            surface_width=48,
+            surface_refinements=2,
             structure_weight=0.02,
         ),
         data(

@@ -58,18 +58,23 @@ class Options:
     """Threads that onnxruntime may use."""
     octaves: int = 9
     """S: octaves of the surface code."""
+    refinements: int = 2
+    """R: refinements of the surface."""
+    width: int = 64
+    """Channels of the networks that predict and refine the surface."""
     shapes: Tuple[str, ...] = tuple(SHAPES)
     """Shapes to measure: small, small-x8, published."""
     json: Path = Path("docs/benchmarks/surface-cost.json")
     """File for the figures."""
 
 
-def student(shape: Shape, octaves: int) -> MobileR2LModel:
+def student(shape: Shape, options: Options, octaves: int) -> MobileR2LModel:
     """A student with random weights; its points are unbounded, as a capture's."""
     torch.manual_seed(0)
     config = MobileR2LModelConfig(
         network=shape.network, outputs="rgb", num_points=shape.num_points, num_frequencies=shape.num_frequencies,
-        surface_octaves=octaves, points="unbounded",
+        surface_octaves=octaves, surface_width=options.width, surface_refinements=options.refinements,
+        points="unbounded",
     )  # fmt: skip
     side = shape.cells * shape.network.upscale
     camera = StudentCamera(
@@ -79,14 +84,14 @@ def student(shape: Shape, octaves: int) -> MobileR2LModel:
     return config.setup(scene_box=box, num_train_data=1, metadata={"student_camera": camera}).eval()
 
 
-def measure(shape: Shape, octaves: int, rounds: int, threads: int) -> Dict:
+def measure(shape: Shape, options: Options, rounds: int) -> Dict:
     """Work and time of both sides, and their ratios."""
     runs, macs = {}, {}
-    for name, count in (("without", 0), ("with", octaves)):
-        model = student(shape, count)
+    for name, count in (("without", 0), ("with", options.octaves)):
+        model = student(shape, options, count)
         grid = model.sampler.grid.tolist()
         macs[name] = count_macs(model.embedder, *grid) + count_macs(model.network, *grid)
-        files = session(trace_pipeline(model, "rgb", "fp32", 20), threads)
+        files = session(trace_pipeline(model, "rgb", "fp32", 20), options.threads)
         feed = {"c2w": viewing_range(model).sample(1).numpy()}
         runs[name] = lambda files=files, feed=feed: files.run(None, feed)
     percentiles_of_time(runs, max(2, rounds // 10))  # warms up
@@ -94,7 +99,8 @@ def measure(shape: Shape, octaves: int, rounds: int, threads: int) -> Dict:
     ratios = {p: times["with"][p] / times["without"][p] for p in PERCENTILES}
     return {
         "network": f"D{shape.network.depth} W{shape.network.width}, {shape.cells}x{shape.cells} rays",
-        "points": f"K {shape.num_points}, L {shape.num_frequencies}, S {octaves}",
+        "points": f"K {shape.num_points}, L {shape.num_frequencies}, S {options.octaves}",
+        "surface": f"R {options.refinements}, {options.width} channels",
         "gmac": {name: round(value / 1e9, 4) for name, value in macs.items()},
         "ratio_work": round(macs["with"] / macs["without"], 3),
         "milliseconds": {name: round(found[50], 3) for name, found in times.items()},
@@ -116,7 +122,7 @@ def main() -> None:
     table = new_table("the surface code", "student", "GMAC", "ratio", "ms without", "ms with", "ratio")
     for name in options.shapes:
         rounds = options.rounds // 10 if name == "published" else options.rounds
-        found = results[name] = measure(SHAPES[name], options.octaves, rounds, options.threads)
+        found = results[name] = measure(SHAPES[name], options, rounds)
         times = (f"{found['milliseconds'][side]:.2f}" for side in ("without", "with"))
         ratios = f"{found['ratio_work']:.3f}", f"{found['ratio_latency']:.3f}"
         table.add_row(name, f"{found['gmac']['with']:.3f}", ratios[0], *times, ratios[1])
