@@ -12,66 +12,78 @@ from enum import Enum
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import FrozenSet
+from typing import Any, Callable, Dict, FrozenSet, Tuple
 
 import torch
 import yaml
-from yaml.constructor import ConstructorError, FullConstructor
+from torch import Tensor
+from torch._utils import _rebuild_tensor_v2
+from yaml.constructor import ConstructorError
 
 from mobiler2l_ns.compat import refuse_former_runs
 from mobiler2l_ns.errors import UntrustedFile, UserError
 
 PLUGINS = "nerfstudio.method_configs", "nerfstudio.dataparser_configs"  # groups of entry points
-PATHS = {f"pathlib.{name}" for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")}
-GENERIC = "_operator.getitem"  # a class with type arguments, such as VanillaDataManager[DepthDataset]
-# nerfstudio saves a tensor in the config of some pixel samplers.
-STORAGE, TENSOR, HOOKS = "torch.storage._load_from_bytes", "torch._utils._rebuild_tensor_v2", "collections.OrderedDict"
 
 
 class Untrusted(ConstructorError):
     """A config.yml names something that could run as code."""
 
 
+def _with_type_arguments(generic: Any, arguments) -> Any:
+    """A class such as VanillaDataManager[DepthDataset]."""
+    return generic.__class_getitem__(tuple(arguments) if isinstance(arguments, list) else arguments)
+
+
+def _storage(data: bytes) -> torch.TypedStorage:
+    """A tensor's numbers. torch's own function would run any pickle."""
+    return torch.load(io.BytesIO(data), weights_only=True)
+
+
+def _tensor(storage: torch.TypedStorage, offset: int, size: Tuple[int], stride: Tuple[int], *_) -> Tensor:
+    """A tensor, which nerfstudio saves in the config of some pixel samplers."""
+    return _rebuild_tensor_v2(storage, offset, size, stride, False, OrderedDict())
+
+
+MADE: Dict[str, Callable[..., Any]] = {
+    **{f"pathlib.{name}": Path for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")},
+    "_operator.getitem": _with_type_arguments,
+    "collections.OrderedDict": OrderedDict,
+    "torch.storage._load_from_bytes": _storage,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+}
+
+
 class RunConfigLoader(yaml.UnsafeLoader):
     """PyYAML's loader of Python objects, restricted.
 
     - Names are classes and functions of trusted packages, and classes of torch (optimizers).
-    - Objects are made without calling their constructor. Only paths, tensors and members of an Enum are made by a call.
+    - Objects are made without calling their constructor. Only those of ``MADE`` and members of an Enum are made by a
+      call.
     """
 
-    def find_python_module(self, name, mark, unsafe=False):
+    def find_python_module(self, name, mark):
         raise Untrusted(problem=name, problem_mark=mark)
 
-    def find_python_name(self, name, mark, unsafe=False):
+    def find_python_name(self, name, mark):
         package = name.partition(".")[0]
         if package not in trusted_packages() | {"torch"}:
             raise Untrusted(problem=name, problem_mark=mark)
-        found = FullConstructor.find_python_name(self, name, mark, unsafe=True)
+        found = super().find_python_name(name, mark)
         home = str(getattr(found, "__module__", "")).partition(".")[0]
         is_optimizer = package == home == "torch" and isinstance(found, type)
         if not is_optimizer and (home not in trusted_packages() or not callable(found)):
             raise Untrusted(problem=name, problem_mark=mark)
         return found
 
-    def make_python_instance(self, suffix, node, args=None, kwds=None, newobj=False, unsafe=False):
-        if suffix in PATHS and not kwds and all(isinstance(part, str) for part in args or ()):
-            return Path(*args or ())
-        if suffix == GENERIC and not kwds and len(args or ()) == 2 and isinstance(args[0], type):
-            return args[0][tuple(args[1]) if isinstance(args[1], list) else args[1]]
-        if suffix == STORAGE and not kwds and len(args or ()) == 1:
-            return torch.load(io.BytesIO(args[0]), weights_only=True)  # torch's own function would run any pickle
-        if suffix == TENSOR and not kwds and isinstance((args or [None])[0], torch.storage.TypedStorage):
-            return torch._utils._rebuild_tensor_v2(*args[:5], OrderedDict())
-        if suffix == HOOKS and not kwds and not any(args or ()):
-            return OrderedDict()
+    def make_python_instance(self, suffix, node, args=None, kwds=None, newobj=False):
+        if suffix in MADE and not kwds:
+            return MADE[suffix](*(args or ()))
         found = self.find_python_name(suffix, node.start_mark)
         is_new = newobj and not args and not kwds
         if isinstance(found, type) and (is_new or issubclass(found, Enum)):
-            return FullConstructor.make_python_instance(self, suffix, node, args, kwds, newobj, unsafe=True)
+            return super().make_python_instance(suffix, node, args, kwds, newobj)
         raise Untrusted(problem=suffix, problem_mark=node.start_mark)
-
-    def set_python_instance_state(self, instance, state, unsafe=False):
-        FullConstructor.set_python_instance_state(self, instance, state, unsafe=False)
 
 
 @cache

@@ -170,14 +170,10 @@ def _code_of_rows(surface: Float[Tensor, "B 3 1 hw"]) -> Float[Tensor, "B codes 
 
 def refinement(width: int) -> nn.Sequential:
     """A small network from the code of a point and ``width`` features of its ray to a difference of depth."""
-    layers = nn.Sequential(
-        nn.Conv2d(3 * (2 * REFINEMENT_OCTAVES + 1) + width, width, 1),
-        nn.ReLU(),
-        nn.Conv2d(width, width, 1),
-        nn.ReLU(),
-        nn.Conv2d(width, 1, 1),
-    )
+    last = nn.Conv2d(width, 1, 1)
     with torch.no_grad():  # starts near zero
-        layers[-1].weight.mul_(0.1)
-        layers[-1].bias.zero_()
-    return layers
+        assert last.bias is not None
+        last.weight.mul_(0.1)
+        last.bias.zero_()
+    codes = 3 * (2 * REFINEMENT_OCTAVES + 1)
+    return nn.Sequential(nn.Conv2d(codes + width, width, 1), nn.ReLU(), nn.Conv2d(width, width, 1), nn.ReLU(), last)
