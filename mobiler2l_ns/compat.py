@@ -99,7 +99,6 @@ def survive_ended_processes() -> None:
     meanwhile. ``ns-train`` and ``ns-viewer`` would stop with psutil.NoSuchProcess.
     """
     try:
-        import psutil
         from viser import _client_autobuild as module
     except ImportError:
         return  # another version of viser
@@ -112,8 +111,9 @@ def survive_ended_processes() -> None:
         while True:
             try:
                 return build_runs()
-            except psutil.NoSuchProcess:
-                continue
+            except Exception as error:
+                if type(error).__name__ != "NoSuchProcess":  # psutil's, which would take time to import
+                    raise
 
     module._check_viser_yarn_running = build_runs_now
 

@@ -4,7 +4,6 @@ import importlib
 import sys
 
 import numpy as np
-import psutil
 import pytest
 import torch
 import yaml
@@ -43,7 +42,10 @@ def test_numpy_floats_in_a_checkpoint_load_by_default(tmp_path):
 
 
 def test_the_viewer_starts_while_another_process_ends(monkeypatch):
-    answers = [psutil.NoSuchProcess(pid=1), psutil.NoSuchProcess(pid=2), True]
+    class NoSuchProcess(Exception):
+        """psutil's."""
+
+    answers = [NoSuchProcess(), NoSuchProcess(), True, ValueError("a bug")]
 
     def build_runs() -> bool:
         answer = answers.pop(0)
@@ -52,11 +54,13 @@ def test_the_viewer_starts_while_another_process_ends(monkeypatch):
         return answer
 
     monkeypatch.setattr(_client_autobuild, "_check_viser_yarn_running", build_runs)
-    with pytest.raises(psutil.NoSuchProcess):
+    with pytest.raises(NoSuchProcess):
         _client_autobuild._check_viser_yarn_running()
     survive_ended_processes()
     survive_ended_processes()  # wraps it once
-    assert _client_autobuild._check_viser_yarn_running() and not answers
+    assert _client_autobuild._check_viser_yarn_running() and len(answers) == 1
+    with pytest.raises(ValueError, match="a bug"):
+        _client_autobuild._check_viser_yarn_running()
 
 
 @pytest.fixture

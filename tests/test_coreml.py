@@ -99,7 +99,7 @@ def test_float16_codes_would_be_worse(ct, monkeypatch, tmp_path):
 
 
 def test_the_surface_is_predicted_in_float32(ct, monkeypatch, tmp_path):
-    """Eight convolutions of the Embedder and its softmax are float32. In float16 the package is refused."""
+    """The Embedder has eight convolutions, eight for a refinement, and a softmax. In float16 the package is refused."""
     from ml_program import load_program
 
     from mobiler2l_ns.export import coreml_files
@@ -110,7 +110,8 @@ def test_the_surface_is_predicted_in_float32(ct, monkeypatch, tmp_path):
     for operation in load_program(tmp_path / "mixed.mlpackage").operations:
         if operation.op_type in types:
             types[operation.op_type].append(operation.outputs[0].dtype.__name__)
-    assert types["softmax"] == ["fp32"] and types["conv"][:8] == ["fp32"] * 8 and set(types["conv"][8:]) == {"fp16"}
+    assert types["softmax"] == ["fp32"] and types["conv"][:16] == ["fp32"] * 16
+    assert set(types["conv"][16:]) == {"fp16"}
     for name, selector in (
         ("float16", lambda operation: True),
         ("head16", lambda operation: operation.op_type == "conv" or is_network(operation)),
