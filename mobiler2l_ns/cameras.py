@@ -142,10 +142,10 @@ def ray_lengths(camera: Cameras) -> Float[Tensor, "H W 1"]:
     return lengths.float()  # some parsers keep focal lengths in double precision
 
 
-def is_pinhole(camera: Cameras) -> bool:
-    """Whether a camera of shape (1,) is a pinhole camera: no lens distortion, no fisheye, no panorama."""
-    distortion = camera.distortion_params
-    return int(camera.camera_type) == CameraType.PERSPECTIVE.value and (distortion is None or not distortion.any())
+def is_pinhole(cameras: Cameras) -> bool:
+    """Whether all cameras are pinhole cameras: no lens distortion, no fisheye, no panorama."""
+    distortion, perspective = cameras.distortion_params, cameras.camera_type == CameraType.PERSPECTIVE.value
+    return bool(perspective.all()) and (distortion is None or not bool(distortion.any()))
 
 
 def crop_camera(camera: Cameras, top: int, left: int, height: int, width: int) -> Cameras:

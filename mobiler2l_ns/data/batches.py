@@ -109,11 +109,6 @@ def check_shares(shares: Dict[str, float]) -> None:
         if not 0 <= share <= 1:
             option = f"--pipeline.datamanager.{name.replace('_', '-')}"
             raise UserError(f"{option} needs a number from 0 to 1, not {share}.")
-    if shares.get("reprojected_share") == 1:
-        raise UserError(
-            "--pipeline.datamanager.reprojected-share needs a number below 1, as reprojected views show only what the "
-            "photos show: pass 0.9 at most."
-        )
 
 
 def check_batches(patches_per_batch: int, hard_share: float, num_reprojected: int = 0) -> None:

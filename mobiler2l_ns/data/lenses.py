@@ -10,11 +10,11 @@ from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
-from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
-from mobiler2l_ns.cameras import cell_centres, nerfstudio_rays, rays_at, student_rays
+from mobiler2l_ns.cameras import cell_centres, is_pinhole, nerfstudio_rays, rays_at, student_rays
 
 MAX_LENSES = 4  # whose directions are kept; photos may have a lens each
 
@@ -46,9 +46,7 @@ class Lenses:
     @cached_property
     def are_pinholes(self) -> bool:
         """Whether no lens has distortion."""
-        distortion = self.cameras.distortion_params
-        is_perspective = self.cameras.camera_type == CameraType.PERSPECTIVE.value
-        return bool(is_perspective.all()) and (distortion is None or not bool(distortion.any()))
+        return is_pinhole(self.cameras)
 
     @property
     def nbytes(self) -> int:

@@ -117,10 +117,15 @@ def num_reprojected_views(share: float, total: int, channels: int) -> int:
         channels: What the student learns, see ``PhotoSource``.
 
     Raises:
-        UserError: There is a share, but no view.
+        UserError: There is a share, but no view; or nothing else would be learned.
     """
     if share == 0:
         return 0
+    if share == 1:
+        raise UserError(
+            "--pipeline.datamanager.reprojected-share needs a number below 1, as reprojected views show only what the "
+            "photos show: pass 0.9 at most."
+        )
     if total < 1:
         raise UserError(
             f"--pipeline.datamanager.reprojected-views needs at least 1, not {total}: for none pass "
