@@ -104,14 +104,14 @@ def test_a_tiny_forward_facing_comparison(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "distillation-forward-facing.png").stat().st_size > 10_000
     assert results["resolution"] == "48x36" and results["command"].endswith(" ".join(command[1:]))
     assert [(run["recipe"], run["seed"]) for run in results["runs"]] == [
-        ("without surface code", 5), ("surface code", 5), ("without surface code", 6), ("surface code", 6),
-    ]  # fmt: skip
+        (variant.name, seed) for seed in (5, 6) for variant in forward_facing.VARIANTS
+    ]
     for run in results["runs"]:
         assert [point["step"] for point in run["curve"]] == [1, 2, 3, 4]
         assert {point["views"] for point in run["curve"]} == {3} and run["teacher_seconds"] > 0
     last = [run["curve"][-1]["psnr"] for run in results["runs"]]
-    assert results["psnr"] == {"without surface code": last[::2], "surface code": last[1::2]}
-    assert f"mean {np.mean(last[::2]):.2f} dB without surface code" in " ".join(capsys.readouterr().out.split())
+    assert results["psnr"] == {variant.name: last[k::3] for k, variant in enumerate(forward_facing.VARIANTS)}
+    assert f"x12 {np.mean(last[1::3]):.2f} dB; x4" in " ".join(capsys.readouterr().out.split())
 
 
 def test_gain_and_speed_up_by_hand():

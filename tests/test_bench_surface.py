@@ -7,11 +7,13 @@ import pytest
 from bench import surface_cost
 from bench.surface_cost import Shape
 
+from mobiler2l_ns.model import MobileR2LModelConfig
 from mobiler2l_ns.student.network import NetworkConfig, count_macs
 
 
 def test_a_tiny_comparison(tmp_path, monkeypatch):
-    shape = Shape(3, 4, 2, NetworkConfig(depth=6, width=16, sr_widths=(16, 8, 8)))
+    model = MobileR2LModelConfig(num_points=4, num_frequencies=2, surface_octaves=9, surface_refinements=2)
+    shape = Shape(3, model, NetworkConfig(depth=6, width=16, sr_widths=(16, 8, 8)))
     monkeypatch.setattr(surface_cost, "SHAPES", {"small": shape})
     path = tmp_path / "cost.json"
     monkeypatch.setattr(
@@ -19,7 +21,7 @@ def test_a_tiny_comparison(tmp_path, monkeypatch):
     )
     surface_cost.main()
     found = json.loads(path.read_text())["small"]
-    plain, surface = (surface_cost.student(shape, surface_cost.Options(), octaves) for octaves in (0, 3))
+    plain, surface = (surface_cost.student(shape, {"surface_octaves": octaves}) for octaves in (0, 3))
     # 60 codes of four points, or their 12 coordinates and 21 codes of the surface.
     assert (plain.network.in_channels, surface.network.in_channels) == (60, 33)
     assert count_macs(plain.network.body, 3, 3) == count_macs(surface.network.body, 3, 3)
@@ -27,5 +29,6 @@ def test_a_tiny_comparison(tmp_path, monkeypatch):
     extra = 9 * (60 * 64 + 4 * 64 * 64 + 64 * 4 + 2 * (103 * 64 + 64 * 64 + 64) - (60 - 33) * 16)
     whole = count_macs(plain.network, 3, 3)
     assert found["ratio_work"] == pytest.approx((whole + extra) / whole, abs=1e-3)
+    assert found["points"] == "K 4, L 2, S 3" and found["surface"] == "R 2, 64 channels"
     times = found["milliseconds"]
     assert found["ratio_latency"] == pytest.approx(times["with"] / times["without"], rel=0.05)

@@ -2,7 +2,7 @@
 
     python scripts/bench/distillation.py                          recipes on the demo scene, ray-traced, no photos
     python scripts/bench/distillation.py --setting gpu            the same at 800x800 with the full network
-    python scripts/bench/distillation.py --scene forward-facing   ours without and with a surface code, exact photos
+    python scripts/bench/distillation.py --scene forward-facing   ours with the published cells and its own, exact photos
     python scripts/bench/distillation.py --data DIR               our student of a trained teacher, held-out photos
 
 All methods run through their own nerfstudio trainer, from the same poses, with networks of one size. The clock of a
@@ -45,8 +45,8 @@ class Options:
     setting: Literal["cpu", "gpu"] = "cpu"
     """Sizes of the comparison of recipes."""
     scene: Literal["demo", "forward-facing"] = "demo"
-    """demo: the recipes on the demo scene. forward-facing: our student without and with its surface code and
-    reprojected views, from cameras that all look the same way."""
+    """demo: the recipes on the demo scene. forward-facing: our student with the published cells, without and with its
+    surface code and reprojected views, and with its own cells, from cameras that all look the same way."""
     seeds: Tuple[int, ...] = (0, 1, 2)
     """One comparison a seed."""
     paper_steps: Optional[int] = None

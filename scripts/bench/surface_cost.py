@@ -3,13 +3,14 @@
     python scripts/bench/surface_cost.py
 
 The small student has 40x40 rays (x8: 20x20) and 160x160 pixels, the published one 100x100 rays and 800x800 pixels.
+The surface code is that of mobiler2l-small and mobiler2l.
 Both sides run by turns in one process. The ratio is that of their medians.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable, Dict, NamedTuple, Tuple
+from typing import Callable, Dict, NamedTuple, Optional, Tuple
 
 if __name__ == "__main__":  # modules are found in scripts/, not in scripts/bench/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -36,15 +37,16 @@ class Shape(NamedTuple):
 
     cells: int
     """Rows and columns of the ray grid."""
-    num_points: int
-    num_frequencies: int
+    model: MobileR2LModelConfig
+    """That of a method."""
     network: NetworkConfig
 
 
+SMALL, LARGE = (method.config.pipeline.model for method in (method_configs.mobiler2l_small, method_configs.mobiler2l))
 SHAPES: Dict[str, Shape] = {
-    "small": Shape(40, 12, 4, method_configs.mobiler2l_small.config.pipeline.model.network),
-    "small-x8": Shape(20, 12, 4, NetworkConfig(depth=24, width=96, sr_widths=(48, 32, 16))),
-    "published": Shape(100, 8, 6, NetworkConfig()),
+    "small": Shape(40, SMALL, SMALL.network),
+    "small-x8": Shape(20, SMALL, NetworkConfig(depth=24, width=96, sr_widths=(48, 32, 16))),
+    "published": Shape(100, LARGE, LARGE.network),
 }
 
 
@@ -56,11 +58,11 @@ class Options:
     """How many times each side of a small shape runs, by turns; the published one runs a tenth as often."""
     threads: int = 2
     """Threads that onnxruntime may use."""
-    octaves: int = 9
-    """S: octaves of the surface code."""
-    refinements: int = 2
+    octaves: Optional[int] = None
+    """S: octaves of the surface code; left out, as for the next two: the method's."""
+    refinements: Optional[int] = None
     """R: refinements of the surface."""
-    width: int = 64
+    width: Optional[int] = None
     """Channels of the networks that predict and refine the surface."""
     shapes: Tuple[str, ...] = tuple(SHAPES)
     """Shapes to measure: small, small-x8, published."""
@@ -68,14 +70,19 @@ class Options:
     """File for the figures."""
 
 
-def student(shape: Shape, options: Options, octaves: int) -> MobileR2LModel:
+def surface_of(shape: Shape, options: Options) -> Dict[str, int]:
+    """Octaves, refinements and width of a student's surface code."""
+    found = {}
+    for name in ("octaves", "refinements", "width"):
+        given = getattr(options, name)
+        found[f"surface_{name}"] = getattr(shape.model, f"surface_{name}") if given is None else given
+    return found
+
+
+def student(shape: Shape, surface: Dict[str, int]) -> MobileR2LModel:
     """A student with random weights; its points are unbounded, as a capture's."""
     torch.manual_seed(0)
-    config = MobileR2LModelConfig(
-        network=shape.network, outputs="rgb", num_points=shape.num_points, num_frequencies=shape.num_frequencies,
-        surface_octaves=octaves, surface_width=options.width, surface_refinements=options.refinements,
-        points="unbounded",
-    )  # fmt: skip
+    config = replace(shape.model, network=replace(shape.network), outputs="rgb", points="unbounded", **surface)
     side = shape.cells * shape.network.upscale
     camera = StudentCamera(
         height=side, width=side, focal=1.389 * side, near=0.4, far=100.0, cube_centre=torch.zeros(3), cube_radius=1.0
@@ -86,9 +93,9 @@ def student(shape: Shape, options: Options, octaves: int) -> MobileR2LModel:
 
 def measure(shape: Shape, options: Options, rounds: int) -> Dict:
     """Work and time of both sides, and their ratios."""
-    runs, macs = {}, {}
-    for name, count in (("without", 0), ("with", options.octaves)):
-        model = student(shape, options, count)
+    runs, macs, surface = {}, {}, surface_of(shape, options)
+    for name, changed in (("without", {"surface_octaves": 0}), ("with", {})):
+        model = student(shape, {**surface, **changed})
         grid = model.sampler.grid.tolist()
         macs[name] = count_macs(model.embedder, *grid) + count_macs(model.network, *grid)
         files = session(trace_pipeline(model, "rgb", "fp32", 20), options.threads)
@@ -99,8 +106,8 @@ def measure(shape: Shape, options: Options, rounds: int) -> Dict:
     ratios = {p: times["with"][p] / times["without"][p] for p in PERCENTILES}
     return {
         "network": f"D{shape.network.depth} W{shape.network.width}, {shape.cells}x{shape.cells} rays",
-        "points": f"K {shape.num_points}, L {shape.num_frequencies}, S {options.octaves}",
-        "surface": f"R {options.refinements}, {options.width} channels",
+        "points": f"K {model.config.num_points}, L {model.config.num_frequencies}, S {surface['surface_octaves']}",
+        "surface": f"R {surface['surface_refinements']}, {surface['surface_width']} channels",
         "gmac": {name: round(value / 1e9, 4) for name, value in macs.items()},
         "ratio_work": round(macs["with"] / macs["without"], 3),
         "milliseconds": {name: round(found[50], 3) for name, found in times.items()},
