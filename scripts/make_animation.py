@@ -3,7 +3,7 @@
     python scripts/make_animation.py --export exports/demo --output turning.webp
 
 The export needs the targets onnx and web. The suffix of the output chooses the format: .webp or .gif. docs/images has
-a student of the demo scene with 12,000 steps at 320x320 pixels, made with --original.
+the student of quickstart.sh, made with --original.
 """
 
 import json

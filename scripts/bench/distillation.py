@@ -2,7 +2,7 @@
 
     python scripts/bench/distillation.py                          recipes on the demo scene, ray-traced, no photos
     python scripts/bench/distillation.py --setting gpu            the same at 800x800 with the full network
-    python scripts/bench/distillation.py --scene forward-facing   ours with the published cells and its own, exact photos
+    python scripts/bench/distillation.py --scene forward-facing   ours with the published cells and its own
     python scripts/bench/distillation.py --data DIR               our student of a trained teacher, held-out photos
 
 All methods run through their own nerfstudio trainer, from the same poses, with networks of one size. The clock of a
