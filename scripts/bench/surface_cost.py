@@ -82,7 +82,7 @@ def surface_of(shape: Shape, options: Options) -> Dict[str, int]:
 def student(shape: Shape, surface: Dict[str, int]) -> MobileR2LModel:
     """A student with random weights; its points are unbounded, as a capture's."""
     torch.manual_seed(0)
-    config = replace(shape.model, network=replace(shape.network), outputs="rgb", points="unbounded", **surface)
+    config = replace(shape.model, network=shape.network, outputs="rgb", points="unbounded", **surface)
     side = shape.cells * shape.network.upscale
     camera = StudentCamera(
         height=side, width=side, focal=1.389 * side, near=0.4, far=100.0, cube_centre=torch.zeros(3), cube_radius=1.0
