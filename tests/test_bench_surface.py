@@ -12,8 +12,11 @@ from mobiler2l_ns.student.network import NetworkConfig, count_macs
 
 
 def test_a_tiny_comparison(tmp_path, monkeypatch):
-    model = MobileR2LModelConfig(num_points=4, num_frequencies=2, surface_octaves=9, surface_refinements=2)
-    shape = Shape(3, model, NetworkConfig(depth=6, width=16, sr_widths=(16, 8, 8)))
+    model = MobileR2LModelConfig(
+        network=NetworkConfig(depth=6, width=16, sr_widths=(16, 8, 8)), num_points=4, num_frequencies=2,
+        surface_octaves=9, surface_refinements=2,
+    )  # fmt: skip
+    shape = Shape(3, model)
     monkeypatch.setattr(surface_cost, "SHAPES", {"small": shape})
     path = tmp_path / "cost.json"
     monkeypatch.setattr(

@@ -38,15 +38,14 @@ class Shape(NamedTuple):
     cells: int
     """Rows and columns of the ray grid."""
     model: MobileR2LModelConfig
-    """That of a method."""
-    network: NetworkConfig
+    """That of a method, or with another network."""
 
 
 SMALL, LARGE = (method.config.pipeline.model for method in (method_configs.mobiler2l_small, method_configs.mobiler2l))
 SHAPES: Dict[str, Shape] = {
-    "small": Shape(40, SMALL, SMALL.network),
-    "small-x8": Shape(20, SMALL, NetworkConfig(depth=24, width=96, sr_widths=(48, 32, 16))),
-    "published": Shape(100, LARGE, LARGE.network),
+    "small": Shape(40, SMALL),
+    "small-x8": Shape(20, replace(SMALL, network=NetworkConfig(depth=24, width=96, sr_widths=(48, 32, 16)))),
+    "published": Shape(100, LARGE),
 }
 
 
@@ -82,8 +81,8 @@ def surface_of(shape: Shape, options: Options) -> Dict[str, int]:
 def student(shape: Shape, surface: Dict[str, int]) -> MobileR2LModel:
     """A student with random weights; its points are unbounded, as a capture's."""
     torch.manual_seed(0)
-    config = replace(shape.model, network=shape.network, outputs="rgb", points="unbounded", **surface)
-    side = shape.cells * shape.network.upscale
+    config = replace(shape.model, outputs="rgb", points="unbounded", **surface)
+    side = shape.cells * shape.model.network.upscale
     camera = StudentCamera(
         height=side, width=side, focal=1.389 * side, near=0.4, far=100.0, cube_centre=torch.zeros(3), cube_radius=1.0
     )
@@ -102,10 +101,11 @@ def measure(shape: Shape, options: Options, rounds: int) -> Dict:
         feed = {"c2w": viewing_range(model).sample(1).numpy()}
         runs[name] = lambda files=files, feed=feed: files.run(None, feed)
     percentiles_of_time(runs, max(2, rounds // 10))  # warms up
+    network = shape.model.network
     times = percentiles_of_time(runs, rounds)
     ratios = {p: times["with"][p] / times["without"][p] for p in PERCENTILES}
     return {
-        "network": f"D{shape.network.depth} W{shape.network.width}, {shape.cells}x{shape.cells} rays",
+        "network": f"D{network.depth} W{network.width}, {shape.cells}x{shape.cells} rays",
         "points": f"K {model.config.num_points}, L {model.config.num_frequencies}, S {surface['surface_octaves']}",
         "surface": f"R {surface['surface_refinements']}, {surface['surface_width']} channels",
         "gmac": {name: round(value / 1e9, 4) for name, value in macs.items()},
