@@ -100,6 +100,10 @@ def parser_of(command: str):
         from nerfstudio.scripts.exporter import Commands
 
         target = tyro.conf.FlagConversionOff[Commands]
+    elif command == "ns-prune-mobiler2l":
+        from mobiler2l_ns.pruning.command import PruneMobileR2L
+
+        target = tyro.conf.FlagConversionOff[PruneMobileR2L]
     elif command == "ns-export-mobiler2l":
         from mobiler2l_ns.export.command import ExportMobileR2L
 

@@ -38,6 +38,7 @@ def completed(command: list) -> list:
         "ns-eval": ["--load-config", "config.yml"],
         "ns-render": ["--load-config", "config.yml"],
         "ns-export": ["--load-config", "config.yml", "--output-dir", "exports/mine"],
+        "ns-prune-mobiler2l": ["--load-config", "config.yml"],
         "ns-export-mobiler2l": ["--load-config", "config.yml", "--output-dir", "exports/mine"],
     }.get(command[0], [])
     pairs = zip(needed[::2], needed[1::2])

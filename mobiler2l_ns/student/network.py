@@ -10,7 +10,7 @@ B: batch; h, w: ray grid; s: upscale factor.
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Optional, Tuple
+from typing import List, Literal, Optional, Tuple
 
 import torch
 from jaxtyping import Float
@@ -29,13 +29,17 @@ class NetworkConfig:
     width: int = 256
     """W: channels between the residual blocks."""
     inner_widths: Optional[Tuple[int, ...]] = None
-    """Channels inside the residual blocks, one number per block, for a pruned network; None: W in all blocks."""
+    """Channels inside the residual blocks of the body, one number per block, for a pruned network; 0: without this
+    block; None: W in all blocks."""
     sr_widths: Tuple[int, ...] = (64, 64, 16)
     """Channels of each super-resolution stage."""
     sr_strides: Tuple[int, ...] = (2, 2, 2)
     """Upscaling of each stage, 2 or 3: 2 2 2 is x8, 2 2 3 is x12; without stages the student casts a ray per pixel."""
     sr_blocks: int = 2
     """Residual blocks after each upscaling."""
+    sr_inner_widths: Optional[Tuple[int, ...]] = None
+    """Channels inside these blocks, stage by stage, for a pruned network; 0: without this block; None: those of the
+    stage in all its blocks."""
     activation: Literal["gelu", "relu"] = "gelu"
     """gelu has the higher image quality; relu also runs on Android GPUs inside a Lens."""
     batch_norm: bool = False
@@ -52,6 +56,19 @@ class NetworkConfig:
     def num_blocks(self) -> int:
         """Residual blocks of the body."""
         return (self.depth - 2) // 2
+
+    @property
+    def body_inner_widths(self) -> Tuple[int, ...]:
+        """Channels inside each residual block of the body."""
+        return self.inner_widths or (self.width,) * self.num_blocks
+
+    @property
+    def stage_inner_widths(self) -> Tuple[Tuple[int, ...], ...]:
+        """Channels inside each residual block of each super-resolution stage."""
+        n, inner = self.sr_blocks, self.sr_inner_widths
+        if inner is None:
+            return tuple((width,) * n for width in self.sr_widths)
+        return tuple(inner[n * stage : n * (stage + 1)] for stage in range(len(self.sr_widths)))
 
 
 class ResidualBlock(nn.Module):
@@ -96,15 +113,14 @@ class MobileR2LNetwork(nn.Module):
         super().__init__()
         check_network(config)
         self.in_channels, self.config = in_channels, config
-        inner = config.inner_widths or (config.width,) * config.num_blocks
         self.head = nn.Sequential(nn.Conv2d(in_channels, config.width, 1), _activation(config))
-        self.body = nn.Sequential(*[ResidualBlock(config.width, width, config) for width in inner])
+        self.body = nn.Sequential(*_blocks(config.width, config.body_inner_widths, config))
         stages, width = [], config.width
-        for stage_width, stride in zip(config.sr_widths, config.sr_strides):
+        for stage_width, stride, inner in zip(config.sr_widths, config.sr_strides, config.stage_inner_widths):
             # Kernel and padding make each stage exactly `stride` times larger.
             kernel, padding = (4, 1) if stride == 2 else (3, 0)
             stages.append(nn.ConvTranspose2d(width, stage_width, kernel, stride, padding))
-            stages += [ResidualBlock(stage_width, stage_width, config) for _ in range(config.sr_blocks)]
+            stages += _blocks(stage_width, inner, config)
             width = stage_width
         self.super_resolution = nn.Sequential(*stages)
         self.tail = nn.Sequential(nn.Conv2d(width, config.out_channels, 1), nn.Sigmoid())
@@ -125,6 +141,13 @@ def check_network(config: NetworkConfig) -> None:
         raise ValueError(
             f"network.inner_widths needs {config.num_blocks} numbers, one per block, not {len(config.inner_widths)}"
         )
+    num_sr_blocks = len(config.sr_widths) * config.sr_blocks
+    if config.sr_inner_widths is not None and len(config.sr_inner_widths) != num_sr_blocks:
+        raise ValueError(
+            f"network.sr_inner_widths needs {num_sr_blocks} numbers, one per block, not {len(config.sr_inner_widths)}"
+        )
+    if min((*(config.inner_widths or ()), *(config.sr_inner_widths or ()), 0)) < 0:
+        raise ValueError("network.inner_widths and network.sr_inner_widths must not be negative")
     if len(config.sr_widths) != len(config.sr_strides):
         raise ValueError("network.sr_widths and network.sr_strides must have one number per stage")
     if any(stride not in (2, 3) for stride in config.sr_strides):
@@ -154,6 +177,10 @@ def count_macs(module: nn.Module, h: int, w: int) -> int:
         elif isinstance(layer, nn.Conv2d):
             macs += layer.weight.numel() * pixels
     return macs
+
+
+def _blocks(width: int, inner_widths: Tuple[int, ...], config: NetworkConfig) -> List[ResidualBlock]:
+    return [ResidualBlock(width, inner, config) for inner in inner_widths if inner > 0]
 
 
 def _activation(config: NetworkConfig) -> nn.Module:

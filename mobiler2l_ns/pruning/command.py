@@ -1,0 +1,156 @@
+"""The command ``ns-prune-mobiler2l``: makes a trained student smaller, and distils it further after each round."""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import List, Literal, Optional, Tuple
+
+import tyro
+
+from mobiler2l_ns.checkpoints import checkpoint_paths
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.export.command import TrainedStudent, load_student
+from mobiler2l_ns.model import MobileR2LModel
+from mobiler2l_ns.pruning.channels import group_sizes, network_layers
+from mobiler2l_ns.pruning.importance import Criterion
+from mobiler2l_ns.pruning.report import Figures, load_record, measure, print_rounds, write_curves
+from mobiler2l_ns.pruning.rounds import RoundOptions, Targets, round_config, run_round
+from mobiler2l_ns.run_config import read_config
+from mobiler2l_ns.student.network import count_macs, count_parameters
+from mobiler2l_ns.training.progress import duration, log_line
+
+
+@dataclass
+class PruneMobileR2L:
+    """Prunes a trained student in rounds. After each it is distilled further from its teacher and its photos.
+
+    Each round is a run beside the student's, for ns-eval, ns-viewer, ns-export-mobiler2l and this command. The same
+    command goes on where it was interrupted.
+    """
+
+    load_config: Path
+    """config.yml of the student's run, or the folder that has it. This run stays as it is."""
+    rounds: int = 3
+    """Number of rounds; fewer if the targets are met before."""
+    fraction: float = 0.2
+    """Fraction of the network's work (of its weights, if unstructured) that a round removes."""
+    finetune_steps: int = 1000
+    """Training steps of a round, after its pruning."""
+    schedule: Literal["iterative", "one-shot"] = "iterative"
+    """one-shot: a single round removes as much as all rounds, and trains for as many steps."""
+    criterion: Optional[Criterion] = None
+    """Importance of a channel. taylor: change of the loss, estimated. magnitude: size of its weights. bn: scale of its
+    batch norm, if the student has it. Left out: taylor, or magnitude for single weights, which have no other."""
+    unstructured: bool = False
+    """Set single weights to zero instead of removing channels. The student does not become faster."""
+    target_gmac: Optional[float] = None
+    """Stop at this work for a view, in 10^9 multiply-accumulate operations."""
+    target_mb: Optional[float] = None
+    """Stop at this size of the weights in fp16, in 10^6 bytes. If both targets are given, both must be met."""
+    multiple: int = 8
+    """Numbers of channels become multiples of this, which suits the vector units of processors."""
+    scoring_batches: int = 32
+    """Batches from which taylor estimates the importance."""
+    rate: float = 0.5
+    """Learning rates of a round, as a fraction of those in the student's recipe."""
+    name: str = "pruned"
+    """The run of round N is called RUN-NAME-N."""
+
+    def main(self) -> None:
+        """Prunes, and prints the figures of all rounds."""
+        self._check_options()
+        config_path = self.load_config / "config.yml" if self.load_config.is_dir() else self.load_config
+        run, student = config_path.resolve().parent, load_student(config_path.resolve())
+        targets = self._targets(student.model)
+        self._check_student(student.model, targets)
+        folder, found, started = run, [measure(student.model)], time.perf_counter()
+        fractions, steps = self._plan()
+        for number, fraction in enumerate(fractions, start=1):
+            if self._is_small(student.model, targets):
+                log_line(f"The targets are met after {number - 1} of {len(fractions)} rounds.")
+                break
+            folder = run.with_name(f"{run.name}-{self.name}-{number}")
+            log_line(f"Round {number} of {len(fractions)}, in {folder}")
+            options = RoundOptions(
+                fraction, targets, self.unstructured, self._criterion, self.multiple, self.scoring_batches, self.rate
+            )
+            self._round(folder, student, options, steps, number == len(fractions), found)
+            left = (time.perf_counter() - started) / number * (len(fractions) - number)
+            log_line(f"Round {number}: {found[-1].psnr:.2f} dB on held-out photos; at most {duration(left)} left")
+            student = load_student(folder / "config.yml")
+        print_rounds(found)
+        log_line(f"Next: export it with `ns-export-mobiler2l --load-config {folder} --output-dir exports/{self.name}`.")
+
+    def _round(
+        self, folder: Path, student: TrainedStudent, options: RoundOptions, steps: int, is_last: bool,
+        found: List[Figures],
+    ) -> None:  # fmt: skip
+        """Runs a round, or what is left of it, and adds its figures; the first round's also to the student's own."""
+        record = load_record(folder, {**asdict(options), "steps": steps})
+        if record.after is None:
+            config, weights = round_config(student.config, folder, steps, is_last), student.model.state_dict()
+            saved = checkpoint_paths(folder / "config.yml", config)
+            if saved:
+                done = int(saved[-1].stem.split("-")[1]) + 1
+                log_line(f"It goes on after {done} of {steps} steps.")
+                config, weights = read_config(folder / "config.yml"), None
+                config.load_dir, config.max_num_iterations = saved[-1].parent, max(1, steps - done)
+            run_round(config, weights, options, record)
+        assert record.before is not None and record.after is not None
+        found[-1].psnr = record.before.psnr
+        found.append(record.after)
+        write_curves(found, folder)
+
+    def _plan(self) -> Tuple[List[float], int]:
+        """Fractions that the rounds remove, and the steps of a round."""
+        if self.schedule == "one-shot":
+            return [1 - (1 - self.fraction) ** self.rounds], self.rounds * self.finetune_steps
+        return [self.fraction] * self.rounds, self.finetune_steps
+
+    @property
+    def _criterion(self) -> Criterion:
+        return self.criterion or ("magnitude" if self.unstructured else "taylor")
+
+    def _targets(self, model: MobileR2LModel) -> Targets:
+        """Targets of the network alone; the embedder stays as it is."""
+        h, w = model.sampler.grid.tolist()
+        macs, parameters = count_macs(model.embedder, h, w), count_parameters(model.embedder)
+        return Targets(
+            None if self.target_gmac is None else (1e9 * self.target_gmac - macs) / (h * w),
+            None if self.target_mb is None else 1e6 * self.target_mb / 2 - parameters,
+        )
+
+    @staticmethod
+    def _is_small(model: MobileR2LModel, targets: Targets) -> bool:
+        layers = network_layers(model.network)
+        return targets.are_met(layers, group_sizes(layers))
+
+    def _check_options(self) -> None:
+        if not 0 < self.fraction < 1:
+            raise UserError(f"--fraction {self.fraction} cannot be removed: pass a number between 0 and 1.")
+        for option in ("rounds", "finetune_steps", "multiple", "scoring_batches", "rate"):
+            if getattr(self, option) <= 0:
+                raise UserError(f"--{option.replace('_', '-')} {getattr(self, option)} must be larger than 0.")
+        if not self.name or "/" in self.name:
+            raise UserError(f"--name '{self.name}' cannot be a part of a folder's name: pass letters and digits.")
+        if self.unstructured:
+            if self.criterion not in (None, "magnitude"):
+                raise UserError(f"--criterion {self.criterion} is for channels: pass --unstructured False.")
+            if self.target_gmac is not None or self.target_mb is not None:
+                raise UserError("zeros make no file smaller and no network faster: pass --unstructured False for a target.")
+
+    def _check_student(self, model: MobileR2LModel, targets: Targets) -> None:
+        if self._criterion == "bn" and not model.network.config.batch_norm:
+            raise UserError(f"{self.load_config} has a student without batch norm: pass --criterion taylor.")
+        if self._is_small(model, targets):
+            figures = measure(model)
+            raise UserError(
+                f"{self.load_config} has {figures.gmac} GMAC and {figures.megabytes_fp16} MB in fp16 already: pass a "
+                "smaller target."
+            )
+
+
+def entrypoint() -> None:
+    """The command ns-prune-mobiler2l."""
+    tyro.extras.set_accent_color("bright_yellow")
+    tyro.cli(tyro.conf.FlagConversionOff[PruneMobileR2L]).main()

@@ -1,0 +1,188 @@
+"""One round of pruning: an ordinary run of the student, whose network becomes smaller before the first step."""
+
+import copy
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Callable, Dict, List, Optional, cast
+
+import numpy as np
+import torch
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
+from nerfstudio.engine.optimizers import Optimizers
+from nerfstudio.utils import writer
+from torch import Tensor
+
+from mobiler2l_ns.pipeline import DistillationPipeline
+from mobiler2l_ns.pruning.channels import (
+    Layer,
+    group_sizes,
+    macs_a_ray,
+    network_layers,
+    num_parameters,
+    remove_channels,
+)
+from mobiler2l_ns.pruning.importance import Criterion, TaylorScores, batch_norm_scores, magnitude_scores
+from mobiler2l_ns.pruning.masks import HeldZeros, zero_smallest_weights
+from mobiler2l_ns.pruning.report import Record, measure
+from mobiler2l_ns.pruning.selection import choose_channels
+from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig
+from mobiler2l_ns.training.metrics import psnr
+
+
+@dataclass
+class Targets:
+    """Sizes at which pruning stops; None: no such target."""
+
+    macs_a_ray: Optional[float] = None
+    """Multiply-accumulate operations of the network a ray."""
+    parameters: Optional[float] = None
+    """Of the network."""
+
+    def are_met(self, layers: List[Layer], sizes: Dict[str, int]) -> bool:
+        """Whether there are targets and a network whose groups have these sizes meets all."""
+        found = (self.macs_a_ray, macs_a_ray(layers, sizes)), (self.parameters, num_parameters(layers, sizes))
+        wanted = [value <= target for target, value in found if target is not None]
+        return bool(wanted) and all(wanted)
+
+
+@dataclass
+class RoundOptions:
+    """What a round removes, and how."""
+
+    fraction: float
+    """Fraction of the network's work, or of its weights in unstructured pruning."""
+    targets: Targets
+    unstructured: bool
+    criterion: Criterion
+    multiple: int
+    scoring_batches: int
+    rate: float
+    """Learning rates of the round, as a fraction of the recipe's."""
+
+
+class PruningTrainer(DistillationTrainer):
+    """Changes the student when it is built and has no optimizers yet.
+
+    Args:
+        config: The round's run.
+        change: Changes the pipeline's student.
+        rate: Learning rates, as a fraction of the config's.
+    """
+
+    def __init__(
+        self, config: DistillationTrainerConfig, change: Callable[[DistillationPipeline], None], rate: float
+    ):
+        super().__init__(config)
+        self.change, self.rate = change, rate
+
+    def setup_optimizers(self) -> Optimizers:
+        """nerfstudio's, of the changed student. config.yml keeps the recipe's own rates."""
+        self.change(self.pipeline)
+        recipe = self.config.optimizers
+        self.config.optimizers = {
+            name: {**group, "optimizer": replace(group["optimizer"], lr=self.rate * group["optimizer"].lr)}
+            for name, group in recipe.items()
+        }
+        try:
+            return super().setup_optimizers()
+        finally:
+            self.config.optimizers = recipe
+
+
+def run_round(
+    config: DistillationTrainerConfig, weights: Optional[Dict[str, Tensor]], options: RoundOptions, record: Record
+) -> None:
+    """Prunes a student and distils it further, in a run of its own.
+
+    Args:
+        config: The round's run; its network is the larger one, and becomes the smaller one.
+        weights: The larger student's state dict. None: the run was interrupted after its first checkpoint, and goes on.
+        options: What is removed.
+        record: Gets the figures before and after the round, and is saved in its folder.
+    """
+
+    def change(pipeline: DistillationPipeline) -> None:
+        if weights is not None:
+            pipeline.model.load_state_dict(weights)
+            record.before = measure(pipeline.model, held_out_psnr(pipeline))
+            prune_student(pipeline, options)
+            record.save(config.get_base_dir())
+
+    for seeded in (random.seed, np.random.seed, torch.manual_seed):
+        seeded(config.machine.seed)
+    trainer = PruningTrainer(config, change, options.rate)
+    trainer.setup("val")
+    pipeline = cast(DistillationPipeline, trainer.pipeline)
+    if options.unstructured:
+        zeros = HeldZeros(pipeline.model.network)
+        after_step = TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], lambda step: zeros.apply())
+        trainer.callbacks.insert(0, after_step)  # before fine-tuning copies the best weights
+    trainer.train()
+    writer.EVENT_WRITERS.clear()  # nerfstudio keeps them, and the next round would write into this one's folder
+    record.after = measure(pipeline.model, held_out_psnr(pipeline))
+    record.save(config.get_base_dir())
+
+
+def prune_student(pipeline: DistillationPipeline, options: RoundOptions) -> None:
+    """Makes the pipeline's student smaller."""
+    model = pipeline.model
+    network, layers = model.network, network_layers(model.network)
+    if options.unstructured:
+        zero_smallest_weights(network, options.fraction)
+        return
+    most_macs = (1 - options.fraction) * macs_a_ray(layers, group_sizes(layers))
+
+    def is_small(sizes: Dict[str, int]) -> bool:
+        return macs_a_ray(layers, sizes) <= most_macs or options.targets.are_met(layers, sizes)
+
+    kept = choose_channels(layers, score_channels(pipeline, options), is_small, options.multiple)
+    model.network = model.renderer.network = remove_channels(network, kept)
+    model.config.network = model.network.config
+
+
+def score_channels(pipeline: DistillationPipeline, options: RoundOptions) -> Dict[str, Tensor]:
+    """Importance of the channels of each group."""
+    network = pipeline.model.network
+    if options.criterion == "magnitude":
+        return magnitude_scores(network)
+    if options.criterion == "bn":
+        return batch_norm_scores(network)
+    pipeline.train()
+    scores = TaylorScores(network)
+    for batch in range(options.scoring_batches):
+        _, losses, _ = pipeline.get_train_loss_dict(batch)
+        torch.stack(list(losses.values())).sum().backward()
+        scores.add()
+    pipeline.model.zero_grad(set_to_none=True)
+    return scores.scores
+
+
+def round_config(
+    source: DistillationTrainerConfig, folder: Path, steps: int, is_last: bool
+) -> DistillationTrainerConfig:
+    """The config of a round's run.
+
+    Args:
+        source: The config of the run that is pruned; it stays as it is.
+        folder: The round's run folder, OUTPUTS/EXPERIMENT/METHOD/NAME.
+        steps: Steps of the round.
+        is_last: The last round exports as the source does.
+    """
+    config = copy.deepcopy(source)
+    config.output_dir, config.experiment_name, config.timestamp = folder.parents[2], folder.parents[1].name, folder.name
+    config.load_dir = config.load_step = config.load_config = config.load_checkpoint = None
+    config.max_num_iterations = steps
+    # With a viewer, nerfstudio's trainer would not end before the page is closed.
+    config.vis = "tensorboard" if config.vis in ("viewer", "viewer_legacy") else config.vis.replace("viewer+", "")
+    config.pipeline.model.export_when_done &= is_last
+    return config
+
+
+def held_out_psnr(pipeline: DistillationPipeline) -> float:
+    """Mean PSNR in dB of a few held-out photos."""
+    model = pipeline.model.eval()
+    pairs = ((model.get_outputs_for_camera(camera)["rgb"], photo) for camera, photo in pipeline.datamanager.eval_photos)
+    with pipeline.datamanager.budget.exclude():
+        scores = [psnr(view.clamp(0, 1), photo) for view, photo in pairs]
+    return sum(scores) / len(scores)
