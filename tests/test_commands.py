@@ -75,3 +75,18 @@ def test_one_sentence_and_no_traceback_for_a_missing_capture(tmp_path):
 def test_any_module_may_be_imported_first(module, tmp_path):
     """nerfstudio's plugin discovery re-enters half-made modules: a wrong top-level import fails in some orders only."""
     subprocess.run([sys.executable, "-W", "ignore", "-c", f"import mobiler2l_ns.{module}"], check=True, cwd=tmp_path)
+
+
+def test_a_pruned_student_is_evaluated_and_exported(student, workspace):
+    run(
+        "ns-prune-mobiler2l", "--load-config", student, "--rounds", "1", "--finetune-steps", "2", "--fraction", "0.3",
+        "--scoring-batches", "2", cwd=workspace,
+    )  # fmt: skip
+    pruned = student.parent.with_name(f"{student.parent.name}-pruned-1") / "config.yml"
+    run("ns-eval", "--load-config", pruned, "--output-path", workspace / "pruned.json", cwd=workspace)
+    found = json.loads((workspace / "pruned.json").read_text())["results"]["psnr"]
+    record = json.loads((pruned.parent / "pruning.json").read_text())
+    assert found == pytest.approx(record["after"]["psnr"], abs=1e-2)  # both score the two test photos
+    report = json.loads((pruned.parent / "export" / "report.json").read_text())  # as the training that it goes on with
+    assert report["gmac"] == pytest.approx(record["after"]["gmac"], rel=0.05) and report["gmac"] > 0
+    assert max(report["parity"]["max_abs"].values()) <= 2e-4
