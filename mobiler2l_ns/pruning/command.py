@@ -3,7 +3,7 @@
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import List, Literal, Optional, Tuple
+from typing import List, Literal, Optional, Tuple, cast
 
 import tyro
 
@@ -17,6 +17,7 @@ from mobiler2l_ns.pruning.report import Figures, load_record, measure, print_rou
 from mobiler2l_ns.pruning.rounds import RoundOptions, Targets, round_config, run_round
 from mobiler2l_ns.run_config import read_config
 from mobiler2l_ns.student.network import count_macs, count_parameters
+from mobiler2l_ns.trainer import DistillationTrainerConfig
 from mobiler2l_ns.training.progress import duration, log_line
 
 
@@ -88,12 +89,12 @@ class PruneMobileR2L:
         """Runs a round, or what is left of it, and adds its figures; the first round's also to the student's own."""
         record = load_record(folder, {**asdict(options), "steps": steps})
         if record.after is None:
-            config, weights = round_config(student.config, folder, steps, is_last), student.model.state_dict()
+            config, weights = round_config(cast(DistillationTrainerConfig, student.config), folder, steps, is_last), student.model.state_dict()
             saved = checkpoint_paths(folder / "config.yml", config)
             if saved:
                 done = int(saved[-1].stem.split("-")[1]) + 1
                 log_line(f"It goes on after {done} of {steps} steps.")
-                config, weights = read_config(folder / "config.yml"), None
+                config, weights = cast(DistillationTrainerConfig, read_config(folder / "config.yml")), None
                 config.load_dir, config.max_num_iterations = saved[-1].parent, max(1, steps - done)
             run_round(config, weights, options, record)
         assert record.before is not None and record.after is not None

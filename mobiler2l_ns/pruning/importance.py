@@ -48,7 +48,7 @@ def magnitude_scores(network: MobileR2LNetwork) -> Dict[str, Float[Tensor, "chan
 
 
 def batch_norm_scores(network: MobileR2LNetwork) -> Dict[str, Float[Tensor, "channels"]]:
-    """Scales of the batch norms of each channel (Liu et al., "Network Slimming", ICCV 2017); none without batch norm."""
+    """Scales of each channel's batch norms (Liu et al., "Network Slimming", ICCV 2017); none without batch norm."""
     layers = network_layers(network)
     return _sums((layer.target, layer.norm.weight.detach().abs()) for layer in layers if layer.norm is not None)
 

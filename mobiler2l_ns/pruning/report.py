@@ -104,7 +104,7 @@ def write_curves(figures: List[Figures], folder: Path) -> None:
 
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.add_subplot(xlabel="GMAC", ylabel="PSNR on held-out photos [dB]")
-    axes.plot([found.gmac for found in figures], [found.psnr for found in figures], marker="o")
+    axes.plot([found.gmac for found in figures], [found.psnr or 0.0 for found in figures], marker="o")
     axes.invert_xaxis()
     axes.grid(alpha=0.3)
     figure.savefig(folder / PLOT, dpi=120)

@@ -13,6 +13,7 @@ from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.utils import writer
 from torch import Tensor
 
+from mobiler2l_ns.model import MobileR2LModelConfig
 from mobiler2l_ns.pipeline import DistillationPipeline
 from mobiler2l_ns.pruning.channels import (
     Layer,
@@ -28,6 +29,15 @@ from mobiler2l_ns.pruning.report import Record, measure
 from mobiler2l_ns.pruning.selection import choose_channels
 from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig
 from mobiler2l_ns.training.metrics import psnr
+
+
+WITHOUT_VIEWER = {
+    "viewer": "tensorboard",
+    "viewer_legacy": "tensorboard",
+    "viewer+tensorboard": "tensorboard",
+    "viewer+wandb": "wandb",
+    "viewer+comet": "comet",
+}
 
 
 @dataclass
@@ -78,7 +88,7 @@ class PruningTrainer(DistillationTrainer):
 
     def setup_optimizers(self) -> Optimizers:
         """nerfstudio's, of the changed student. config.yml keeps the recipe's own rates."""
-        self.change(self.pipeline)
+        self.change(cast(DistillationPipeline, self.pipeline))
         recipe = self.config.optimizers
         self.config.optimizers = {
             name: {**group, "optimizer": replace(group["optimizer"], lr=self.rate * group["optimizer"].lr)}
@@ -170,12 +180,13 @@ def round_config(
         is_last: The last round exports as the source does.
     """
     config = copy.deepcopy(source)
+    model = cast(MobileR2LModelConfig, config.pipeline.model)
     config.output_dir, config.experiment_name, config.timestamp = folder.parents[2], folder.parents[1].name, folder.name
     config.load_dir = config.load_step = config.load_config = config.load_checkpoint = None
     config.max_num_iterations = steps
     # With a viewer, nerfstudio's trainer would not end before the page is closed.
-    config.vis = "tensorboard" if config.vis in ("viewer", "viewer_legacy") else config.vis.replace("viewer+", "")
-    config.pipeline.model.export_when_done &= is_last
+    config.vis = WITHOUT_VIEWER.get(config.vis, config.vis)
+    model.export_when_done &= is_last
     return config
 
 
