@@ -89,7 +89,10 @@ class PruneMobileR2L:
         """Runs a round, or what is left of it, and adds its figures; the first round's also to the student's own."""
         record = load_record(folder, {**asdict(options), "steps": steps})
         if record.after is None:
-            config, weights = round_config(cast(DistillationTrainerConfig, student.config), folder, steps, is_last), student.model.state_dict()
+            config, weights = (
+                round_config(cast(DistillationTrainerConfig, student.config), folder, steps, is_last),
+                student.model.state_dict(),
+            )
             saved = checkpoint_paths(folder / "config.yml", config)
             if saved:
                 done = int(saved[-1].stem.split("-")[1]) + 1
@@ -138,7 +141,9 @@ class PruneMobileR2L:
             if self.criterion not in (None, "magnitude"):
                 raise UserError(f"--criterion {self.criterion} is for channels: pass --unstructured False.")
             if self.target_gmac is not None or self.target_mb is not None:
-                raise UserError("zeros make no file smaller and no network faster: pass --unstructured False for a target.")
+                raise UserError(
+                    "zeros make no file smaller and no network faster: pass --unstructured False for a target."
+                )
 
     def _check_student(self, model: MobileR2LModel, targets: Targets) -> None:
         if self._criterion == "bn" and not model.network.config.batch_norm:

@@ -4,7 +4,7 @@ import copy
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, cast
+from typing import Any, Callable, Dict, List, Optional, cast
 
 import numpy as np
 import torch
@@ -29,7 +29,6 @@ from mobiler2l_ns.pruning.report import Record, measure
 from mobiler2l_ns.pruning.selection import choose_channels
 from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig
 from mobiler2l_ns.training.metrics import psnr
-
 
 WITHOUT_VIEWER = {
     "viewer": "tensorboard",
@@ -80,9 +79,7 @@ class PruningTrainer(DistillationTrainer):
         rate: Learning rates, as a fraction of the config's.
     """
 
-    def __init__(
-        self, config: DistillationTrainerConfig, change: Callable[[DistillationPipeline], None], rate: float
-    ):
+    def __init__(self, config: DistillationTrainerConfig, change: Callable[[DistillationPipeline], None], rate: float):
         super().__init__(config)
         self.change, self.rate = change, rate
 
@@ -185,7 +182,7 @@ def round_config(
     config.load_dir = config.load_step = config.load_config = config.load_checkpoint = None
     config.max_num_iterations = steps
     # With a viewer, nerfstudio's trainer would not end before the page is closed.
-    config.vis = WITHOUT_VIEWER.get(config.vis, config.vis)
+    config.vis = cast(Any, WITHOUT_VIEWER.get(config.vis, config.vis))
     model.export_when_done &= is_last
     return config
 
