@@ -70,10 +70,11 @@ def published_adamw(weight_decay: float = 1e-2, final_ratio: float = 0.1) -> dic
     return {"matrices": group, "others": group}
 
 
-mobiler2l = MethodSpecification(
-    config=student_config(
-        "mobiler2l",
-        MobileR2LModelConfig(surface_octaves=9, surface_refinements=2, structure_weight=0.02),
+def full_scale(method_name: str, network: NetworkConfig) -> DistillationTrainerConfig:
+    """The recipe of students of a GPU, with cells of 8x8 pixels."""
+    return student_config(
+        method_name,
+        MobileR2LModelConfig(network=network, surface_octaves=9, surface_refinements=2, structure_weight=0.02),
         data(
             pool_views=1000,
             initial_views=100,
@@ -88,8 +89,17 @@ mobiler2l = MethodSpecification(
         max_num_iterations=30000,
         steps_per_save=2000,
         vis="viewer+tensorboard",
-    ),
+    )
+
+
+mobiler2l = MethodSpecification(
+    config=full_scale("mobiler2l", NetworkConfig()),
     description="A neural light field for phones (MobileR2L, D60 W256), distilled from a nerfstudio run.",
+)
+
+mobiler2l_compact = MethodSpecification(
+    config=full_scale("mobiler2l-compact", NetworkConfig(depth=32, width=128, sr_widths=(32, 16, 8))),
+    description="A light field of a sixth of mobiler2l's work (D32 W128), for browsers and slower phones.",
 )
 
 mobiler2l_small = MethodSpecification(

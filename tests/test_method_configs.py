@@ -44,7 +44,7 @@ OTHER_TEACHERS = {
     "mobiler2l-teacher-ngp": {"log2_hashmap_size": 6, "max_res": 32, "grid_resolution": 8},
     "mobiler2l-teacher-splat": {"num_random": 30, "num_downscales": 0},
 }
-STUDENTS = ["mobiler2l", "mobiler2l-small", "mobiler2l-paper", "r2l"]
+STUDENTS = ["mobiler2l", "mobiler2l-compact", "mobiler2l-small", "mobiler2l-paper", "r2l"]
 
 
 def installed_methods() -> dict:

@@ -21,6 +21,7 @@ from mobiler2l_ns.pruning.command import PruneMobileR2L
 from mobiler2l_ns.pruning.importance import TaylorScores, batch_norm_scores, magnitude_scores
 from mobiler2l_ns.pruning.masks import HeldZeros, nonzero_fraction, zero_smallest_weights
 from mobiler2l_ns.pruning.selection import choose_channels
+from mobiler2l_ns.run_config import read_config
 from mobiler2l_ns.student.network import MobileR2LNetwork, NetworkConfig, count_macs, count_parameters
 from mobiler2l_ns.teacher.adoption import Adoption
 from mobiler2l_ns.teacher.frozen import TeacherConfig
@@ -268,6 +269,11 @@ def test_rounds_are_runs_of_their_own(prune, capsys):
         folder = prune.folder.with_name(f"run-pruned-{number}")
         model, step = load_model(folder / "config.yml", "cpu")
         works.append(count_macs(model.network, 4, 4))
+        assert model.sampler.near == large.sampler.near and model.sampler.far == large.sampler.far
+        assert read_config(folder / "config.yml").pipeline.datamanager.near_far == (
+            large.sampler.near,
+            large.sampler.far,
+        )
         record = json.loads((folder / "pruning.json").read_text())
         assert step == 1 and record["after"]["gmac"] == pytest.approx(works[-1] / 1e9, abs=1e-4)
         assert 5 < record["before"]["psnr"] < 30 and 5 < record["after"]["psnr"] < 30

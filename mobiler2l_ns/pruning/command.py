@@ -90,7 +90,7 @@ class PruneMobileR2L:
         record = load_record(folder, {**asdict(options), "steps": steps})
         if record.after is None:
             config, weights = (
-                round_config(cast(DistillationTrainerConfig, student.config), folder, steps, is_last),
+                round_config(cast(DistillationTrainerConfig, student.config), student.model, folder, steps, is_last),
                 student.model.state_dict(),
             )
             saved = checkpoint_paths(folder / "config.yml", config)

@@ -13,7 +13,8 @@ from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.utils import writer
 from torch import Tensor
 
-from mobiler2l_ns.model import MobileR2LModelConfig
+from mobiler2l_ns.datamanager import DistillationDataManagerConfig
+from mobiler2l_ns.model import MobileR2LModel, MobileR2LModelConfig
 from mobiler2l_ns.pipeline import DistillationPipeline
 from mobiler2l_ns.pruning.channels import (
     Layer,
@@ -166,18 +167,24 @@ def score_channels(pipeline: DistillationPipeline, options: RoundOptions) -> Dic
 
 
 def round_config(
-    source: DistillationTrainerConfig, folder: Path, steps: int, is_last: bool
+    source: DistillationTrainerConfig, student: MobileR2LModel, folder: Path, steps: int, is_last: bool
 ) -> DistillationTrainerConfig:
     """The config of a round's run.
 
     Args:
         source: The config of the run that is pruned; it stays as it is.
+        student: The student of that run.
         folder: The round's run folder, OUTPUTS/EXPERIMENT/METHOD/NAME.
         steps: Steps of the round.
         is_last: The last round exports as the source does.
     """
     config = copy.deepcopy(source)
-    model = cast(MobileR2LModelConfig, config.pipeline.model)
+    model, sampler = cast(MobileR2LModelConfig, config.pipeline.model), student.sampler
+    # Measured again, the planes would differ a little, and with them what the student's depths mean.
+    cast(DistillationDataManagerConfig, config.pipeline.datamanager).near_far = (
+        float(sampler.near),
+        float(sampler.far),
+    )
     config.output_dir, config.experiment_name, config.timestamp = folder.parents[2], folder.parents[1].name, folder.name
     config.load_dir = config.load_step = config.load_config = config.load_checkpoint = None
     config.max_num_iterations = steps

@@ -1,13 +1,15 @@
-"""What pruning costs: a pruned student beside an unpruned one and a small one, all trained for as many steps.
+"""What pruning costs: pruned students beside an unpruned one and beside smaller ones that were never pruned.
 
     python scripts/bench/pruning.py --data data/demo160 --teacher RUN/config.yml
 
-The students: unpruned; pruned in rounds; pruned at once; small, which has the work of the pruned one by a smaller width
-and was never pruned. Runs that are in --work already are not trained again.
+The students: unpruned, for as many steps as the base and all rounds together; each round; one-shot, pruned at once; and
+dense ones, which have the work of each round by smaller widths, were never pruned and trained for as many seconds. Runs
+that are in --work already are not trained again.
 """
 
+import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
@@ -15,12 +17,13 @@ if __name__ == "__main__":  # modules are found in scripts/, not in scripts/benc
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import tyro
-from nerfstudio.utils import writer
 
 from bench.common import CPU, console, median_milliseconds, new_table, with_machine, write_figures
 from bench.distillation import Options as CaptureOptions
 from bench.distillation import capture_config, mean_of, student_pairs
 from bench.published_files import session
+from bench.training import forget_writers, seed_all
+from mobiler2l_ns import method_configs
 from mobiler2l_ns.data.photos import load_photos
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.command import TrainedStudent, load_student
@@ -32,9 +35,10 @@ from mobiler2l_ns.pruning.command import PruneMobileR2L
 from mobiler2l_ns.pruning.report import measure
 from mobiler2l_ns.student.network import MobileR2LNetwork, NetworkConfig
 from mobiler2l_ns.student.viewing_range import viewing_range
+from mobiler2l_ns.trainer import DistillationTrainerConfig
 from mobiler2l_ns.training.metrics import psnr, ssim
 
-COLOURS = {"unpruned": "tab:gray", "small": "tab:green", "one-shot": "tab:orange", "iterative": "tab:blue"}
+SERIES = {"unpruned": "tab:gray", "round": "tab:blue", "one-shot": "tab:orange", "dense": "tab:green"}
 
 
 @dataclass
@@ -53,7 +57,7 @@ class Options:
     """Rounds of pruning."""
     finetune_steps: int = 1500
     """Training steps of a round."""
-    fraction: float = 0.27
+    fraction: float = 0.32
     """Fraction of the network's work that a round removes."""
     image_size: Optional[Tuple[int, int]] = None
     """Width and height of the student's view; left out: the photos' size."""
@@ -67,22 +71,23 @@ class Options:
     """File for the figures; the plot lies beside it."""
 
 
-def train_student(options: Options, name: str, steps: int, width: Optional[int] = None) -> Path:
+def train_student(options: Options, name: str, steps: int, network: Optional[NetworkConfig] = None) -> Path:
     """The folder of a run of this name, trained if it is not there."""
     capture = CaptureOptions(
         data=options.data, teacher=options.teacher, method=options.method, image_size=options.image_size, steps=steps
     )
     config = capture_config(capture, options.work)
-    config.experiment_name, config.timestamp = options.data.name, name
-    config.pipeline.model.network.width = width or config.pipeline.model.network.width
+    config.experiment_name, config.timestamp = options.data.resolve().name, name
+    config.pipeline.model.network = network or config.pipeline.model.network
     folder = config.get_base_dir()
     if not (folder / RECORD).is_file():
         console.print(f"{name}: {steps} steps")
         config.save_config()
+        seed_all(config.machine.seed)
         trainer = config.setup(local_rank=0, world_size=1)
         trainer.setup("val")
         trainer.train()
-        writer.EVENT_WRITERS.clear()  # nerfstudio keeps them for good
+        forget_writers()
     return folder
 
 
@@ -97,84 +102,117 @@ def prune_student(options: Options, run: Path, schedule: str) -> List[Path]:
     return [run.with_name(f"{run.name}-{schedule}-{number}") for number in range(1, rounds + 1)]
 
 
-def equal_width(student: TrainedStudent, config: NetworkConfig) -> int:
-    """The width at which an unpruned network has about the work of a pruned one."""
+def train_dense(options: Options, rounds: List[Path]) -> List[Path]:
+    """For each round a network of its work that was never pruned, trained for the seconds of base and rounds so far.
 
-    def work(network: MobileR2LNetwork) -> int:
-        layers = network_layers(network)
-        return macs_a_ray(layers, group_sizes(layers))
-
-    def at_width(width: int) -> int:
-        unpruned = NetworkConfig(**{**asdict(config), "width": width})
-        return work(MobileR2LNetwork(student.model.network.in_channels, unpruned))
-
-    target = work(student.model.network)
-    return min(range(8, config.width + 1, 8), key=lambda width: abs(at_width(width) - target))
-
-
-def figures_of(student: TrainedStudent) -> Dict:
-    """Size, and quality on all held-out photos."""
-    model = student.model
-    photos = load_photos(held_out_dataset(student.config), *model.size, model.upscale, model.device)
-    pairs = list(student_pairs(model, photos))
-    return {**asdict(measure(model)), "psnr": mean_of(psnr, pairs), "ssim": mean_of(ssim, pairs)}
+    It takes as long for a step as the round that has its work.
+    """
+    seconds, folders = training_seconds(rounds[0].with_name("base")), []
+    for number, folder in enumerate(rounds, start=1):
+        seconds += training_seconds(folder)
+        steps = round(options.finetune_steps * seconds / training_seconds(folder))
+        model = load_student(folder / "config.yml").model
+        network = dense_network(model.network, getattr(method_configs, options.method.replace("-", "_")).config)
+        folders.append(train_student(options, f"dense-{number}", steps, network))
+    return folders
 
 
-def latencies(students: Dict[str, TrainedStudent], options: Options) -> Dict[str, float]:
-    """Milliseconds of the exported students in fp32, by turns."""
-    sides = {}
+def training_seconds(folder: Path) -> float:
+    """Length of a run, from its record."""
+    pool = json.loads((folder / RECORD).read_text())["pool"]
+    return pool["teacher_seconds"] / pool["share_of_training_time"]
+
+
+def dense_network(pruned: MobileR2LNetwork, method: DistillationTrainerConfig) -> NetworkConfig:
+    """The method's network with all widths smaller by one factor, so that it has about the work of a pruned one."""
+    config = method.pipeline.model.network
+
+    def at_width(width: int) -> NetworkConfig:
+        stages = (max(8, 8 * round(stage * width / config.width / 8)) for stage in config.sr_widths)
+        return replace(config, width=width, sr_widths=tuple(stages), out_channels=pruned.config.out_channels)
+
+    def difference(width: int) -> int:
+        return abs(work_of(MobileR2LNetwork(pruned.in_channels, at_width(width))) - work_of(pruned))
+
+    return at_width(min(range(8, config.width + 1, 4), key=difference))
+
+
+def work_of(network: MobileR2LNetwork) -> int:
+    """Multiply-accumulate operations a ray."""
+    layers = network_layers(network)
+    return macs_a_ray(layers, group_sizes(layers))
+
+
+def measure_students(students: Dict[str, TrainedStudent], options: Options) -> Dict[str, Dict]:
+    """Size, quality on all held-out photos, and time of pipeline.onnx in fp32, by turns."""
+    sides, found = {}, {}
     for name, student in students.items():
-        files = session(trace_pipeline(student.model, "rgb", "fp32", 20), options.threads)
-        feed = {"c2w": viewing_range(student.model).sample(1).numpy()}
+        model = student.model
+        graph = trace_pipeline(model, "rgb", "fp32", 20)
+        files, feed = session(graph, options.threads), {"c2w": viewing_range(model).sample(1).numpy()}
         sides[name] = lambda files=files, feed=feed: files.run(None, feed)
+        photos = load_photos(held_out_dataset(student.config), *model.size, model.upscale, model.device)
+        pairs = list(student_pairs(model, photos))
+        found[name] = {
+            **asdict(measure(model)),
+            "file_megabytes": round(graph.ByteSize() / 1e6, 3),
+            "psnr": mean_of(psnr, pairs),
+            "ssim": mean_of(ssim, pairs),
+        }
     median_milliseconds(sides, max(2, options.runs // 10))  # warms up
-    return median_milliseconds(sides, options.runs)
+    times = median_milliseconds(sides, options.runs)
+    return {name: {**figures, "milliseconds": times[name]} for name, figures in found.items()}
 
 
 def run_benchmark(options: Options) -> Dict:
     """Trains, prunes and measures everything for the JSON file."""
     total = options.steps + options.rounds * options.finetune_steps
     base = train_student(options, "base", options.steps)
-    rounds = {schedule: prune_student(options, base, schedule) for schedule in ("iterative", "one-shot")}
-    last = {schedule: load_student(folders[-1] / "config.yml") for schedule, folders in rounds.items()}
-    unpruned = load_student(train_student(options, "unpruned", total) / "config.yml")
-    width = equal_width(last["iterative"], unpruned.model.network.config)
-    small = load_student(train_student(options, "small", total, width) / "config.yml")
-    students = {"unpruned": unpruned, "small": small, **last}
-    found, times = {name: figures_of(student) for name, student in students.items()}, latencies(students, options)
-    curve = [figures_of(load_student(folder / "config.yml")) for folder in (base, *rounds["iterative"])]
-    whole, pruned = found["unpruned"], found["iterative"]
+    rounds, one_shot = (prune_student(options, base, schedule) for schedule in ("iterative", "one-shot"))
+    folders = {
+        "unpruned": train_student(options, "unpruned", total),
+        **{f"round {number}": folder for number, folder in enumerate(rounds, start=1)},
+        "one-shot": one_shot[0],
+        **{f"dense {number}": folder for number, folder in enumerate(train_dense(options, rounds), start=1)},
+    }
+    students = {name: load_student(folder / "config.yml") for name, folder in folders.items()}
+    found = measure_students(students, options)
+    whole, pruned, dense = (found[name] for name in ("unpruned", f"round {len(rounds)}", f"dense {len(rounds)}"))
     return {
         "data": options.data.resolve().name,
         "steps": total,
         "gmac_ratio": round(pruned["gmac"] / whole["gmac"], 3),
-        "latency_ratio": round(times["iterative"] / times["unpruned"], 3),
+        "latency_ratio": round(pruned["milliseconds"] / whole["milliseconds"], 3),
         "psnr_loss_db": round(whole["psnr"] - pruned["psnr"], 3),
         "gain_over_one_shot_db": round(pruned["psnr"] - found["one-shot"]["psnr"], 3),
-        "gain_over_small_db": round(pruned["psnr"] - found["small"]["psnr"], 3),
-        "students": {name: {**figures, "milliseconds": times[name]} for name, figures in found.items()},
-        "curve": curve,
-        "shapes": {name: asdict(student.model.network.config) for name, student in students.items()},
+        "gain_over_dense_db": round(pruned["psnr"] - dense["psnr"], 3),
+        "students": {
+            name: {**figures, "steps": steps_of(folders[name]), "network": asdict(students[name].model.network.config)}
+            for name, figures in found.items()
+        },
     }
 
 
+def steps_of(folder: Path) -> int:
+    """Steps of a run alone, without those of the run that it was pruned from."""
+    return json.loads((folder / RECORD).read_text())["steps"]
+
+
 def plot(results: Dict, path: Path) -> None:
-    """PSNR against work, parameters, size and latency; the curve is that of the rounds."""
+    """PSNR against work, size and time, with a line through the rounds and one through the dense networks."""
     from matplotlib.figure import Figure
 
-    axes_labels = {"gmac": "GMAC", "megabytes_fp16": "MB in fp16", "milliseconds": "ms in onnxruntime"}
+    labels = {"gmac": "GMAC", "file_megabytes": "MB of pipeline.onnx in fp32", "milliseconds": "ms in onnxruntime"}
     figure = Figure(figsize=(12, 3.8), layout="constrained")
-    axes = figure.subplots(1, len(axes_labels), sharey=True)
-    for axis, (key, label) in zip(axes, axes_labels.items()):
-        for name, student in results["students"].items():
-            axis.plot(student[key], student["psnr"], "o", color=COLOURS[name], label=name)
-        if key in results["curve"][0]:
-            points = [[point[name] for point in results["curve"]] for name in (key, "psnr")]
-            axis.plot(*points, ".-", color=COLOURS["iterative"], alpha=0.5)
+    for axis, (key, label) in zip(figure.subplots(1, len(labels), sharey=True), labels.items()):
+        for series, colour in SERIES.items():
+            found = [student for name, student in results["students"].items() if name.startswith(series)]
+            points = [[student[axis_key] for student in found] for axis_key in (key, "psnr")]
+            axis.plot(*points, "o-", color=colour, label={"round": "pruned in rounds"}.get(series, series))
         axis.set(xlabel=label)
         axis.grid(alpha=0.3)
-    axes[0].set(ylabel="PSNR on held-out photos [dB]")
-    axes[0].legend()
+    figure.axes[0].set(ylabel="PSNR on held-out photos [dB]")
+    figure.axes[0].legend()
     figure.savefig(path, dpi=110)
 
 
@@ -184,12 +222,12 @@ def main() -> None:
     if not options.data.is_dir():
         raise UserError(f"there is no folder {options.data}: pass a posed capture with --data.")
     results = run_benchmark(options)
-    title = f"{results['data']}, {results['steps']} steps each"
-    table = new_table(title, "student", "GMAC", "parameters", "MB in fp16", "ms", "PSNR [dB]", "SSIM")
+    table = new_table(results["data"], "student", "steps", "GMAC", "parameters", "MB", "ms", "PSNR [dB]", "SSIM")
     for name, found in results["students"].items():
         table.add_row(
-            name, f"{found['gmac']:.3f}", f"{found['parameters']:,}", f"{found['megabytes_fp16']:.2f}",
-            f"{found['milliseconds']:.2f}", f"{found['psnr']:.2f}", f"{found['ssim']:.3f}",
+            name, str(found["steps"]), f"{found['gmac']:.3f}", f"{found['parameters']:,}",
+            f"{found['file_megabytes']:.2f}", f"{found['milliseconds']:.2f}", f"{found['psnr']:.2f}",
+            f"{found['ssim']:.3f}",
         )  # fmt: skip
     console.print(table)
     write_figures(with_machine(results, CPU, options.threads), options.json)

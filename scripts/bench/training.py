@@ -83,8 +83,7 @@ def train(
     Returns:
         The run's figures and the trainer.
     """
-    for seeded in (random.seed, np.random.seed, torch.manual_seed):
-        seeded(seed)
+    seed_all(seed)
     steps = config.max_num_iterations
     stopwatch = Stopwatch()
     trainer = config.setup(local_rank=0, world_size=1)
@@ -100,10 +99,21 @@ def train(
             add_score(run, trainer, step + 1, score, stopwatch)
         if last:
             break
-    writer.EVENT_WRITERS.clear()  # nerfstudio keeps them for good; the folder that they write to will be gone
+    forget_writers()
     statistics = trainer.pipeline.datamanager.statistics()
     run.teacher_seconds, run.pool_bytes = statistics["teacher_seconds"], statistics["bytes"]
     return run, trainer
+
+
+def seed_all(seed: int) -> None:
+    """Seeds all random numbers."""
+    for seeded in (random.seed, np.random.seed, torch.manual_seed):
+        seeded(seed)
+
+
+def forget_writers() -> None:
+    """Ends the event files of the last run: nerfstudio keeps them for good, and their folder may be gone."""
+    writer.EVENT_WRITERS.clear()
 
 
 class Stopwatch:
