@@ -7,15 +7,13 @@ from typing import List, Literal, Optional, Tuple, cast
 
 import tyro
 
-from mobiler2l_ns.checkpoints import checkpoint_paths
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.command import TrainedStudent, load_student
 from mobiler2l_ns.model import MobileR2LModel
 from mobiler2l_ns.pruning.channels import group_sizes, network_layers
 from mobiler2l_ns.pruning.importance import Criterion
 from mobiler2l_ns.pruning.report import Figures, load_record, measure, print_rounds, write_curves
-from mobiler2l_ns.pruning.rounds import RoundOptions, Targets, round_config, run_round
-from mobiler2l_ns.run_config import read_config
+from mobiler2l_ns.pruning.rounds import RoundOptions, Targets, resumed_config, round_config, run_round
 from mobiler2l_ns.student.network import count_macs, count_parameters
 from mobiler2l_ns.trainer import DistillationTrainerConfig
 from mobiler2l_ns.training.progress import duration, log_line
@@ -89,16 +87,11 @@ class PruneMobileR2L:
         """Runs a round, or what is left of it, and adds its figures; the first round's also to the student's own."""
         record = load_record(folder, {**asdict(options), "steps": steps})
         if record.after is None:
-            config, weights = (
-                round_config(cast(DistillationTrainerConfig, student.config), student.model, folder, steps, is_last),
-                student.model.state_dict(),
-            )
-            saved = checkpoint_paths(folder / "config.yml", config)
-            if saved:
-                done = int(saved[-1].stem.split("-")[1]) + 1
-                log_line(f"It goes on after {done} of {steps} steps.")
-                config, weights = cast(DistillationTrainerConfig, read_config(folder / "config.yml")), None
-                config.load_dir, config.max_num_iterations = saved[-1].parent, max(1, steps - done)
+            config, weights = resumed_config(folder, steps), None
+            if config is None:
+                source = cast(DistillationTrainerConfig, student.config)
+                config = round_config(source, student.model, folder, steps, is_last)
+                weights = student.model.state_dict()
             run_round(config, weights, options, record)
         assert record.before is not None and record.after is not None
         found[-1].psnr = record.before.psnr

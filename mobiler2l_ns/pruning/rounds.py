@@ -13,6 +13,7 @@ from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.utils import writer
 from torch import Tensor
 
+from mobiler2l_ns.checkpoints import checkpoint_paths
 from mobiler2l_ns.datamanager import DistillationDataManagerConfig
 from mobiler2l_ns.model import MobileR2LModel, MobileR2LModelConfig
 from mobiler2l_ns.pipeline import DistillationPipeline
@@ -28,8 +29,10 @@ from mobiler2l_ns.pruning.importance import Criterion, TaylorScores, batch_norm_
 from mobiler2l_ns.pruning.masks import HeldZeros, zero_smallest_weights
 from mobiler2l_ns.pruning.report import Record, measure
 from mobiler2l_ns.pruning.selection import choose_channels
+from mobiler2l_ns.run_config import read_config
 from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig
 from mobiler2l_ns.training.metrics import psnr
+from mobiler2l_ns.training.progress import log_line
 
 WITHOUT_VIEWER = {
     "viewer": "tensorboard",
@@ -191,6 +194,20 @@ def round_config(
     # With a viewer, nerfstudio's trainer would not end before the page is closed.
     config.vis = cast(Any, WITHOUT_VIEWER.get(config.vis, config.vis))
     model.export_when_done &= is_last
+    return config
+
+
+def resumed_config(folder: Path, steps: int) -> Optional[DistillationTrainerConfig]:
+    """The config with which an interrupted round goes on from its last checkpoint; None if it has no checkpoint."""
+    if not (folder / "config.yml").is_file():
+        return None
+    config = cast(DistillationTrainerConfig, read_config(folder / "config.yml"))
+    saved = checkpoint_paths(folder / "config.yml", config)
+    if not saved:
+        return None
+    done = int(saved[-1].stem.split("-")[1]) + 1
+    log_line(f"It goes on after {done} of {steps} steps.")
+    config.load_dir, config.max_num_iterations = saved[-1].parent, max(1, steps - done)
     return config
 
 
