@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from bench import compact, pruning
@@ -45,9 +46,9 @@ def test_pruned_students_beside_others(capture, teacher, tmp_path, monkeypatch):
 
 def test_a_dense_network_has_the_work_of_a_pruned_one():
     """Half of the width and of the stages' has a quarter of the work, but for the codes and the outputs."""
-    method = pruning.method_configs.mobiler2l_small.config
+    whole = pruning.whole_network(pruning.Options(data=Path("data"), teacher=Path("config.yml")))
     half = MobileR2LNetwork(87, NetworkConfig(depth=24, width=48, sr_widths=(16, 8), sr_strides=(2, 2)))
-    found = pruning.dense_network(half, method)
+    found = pruning.dense_network(half, whole)
     assert (found.depth, found.width, found.sr_widths, found.inner_widths) == (24, 48, (16, 8), None)
 
 

@@ -35,7 +35,6 @@ from mobiler2l_ns.pruning.command import PruneMobileR2L
 from mobiler2l_ns.pruning.report import measure
 from mobiler2l_ns.student.network import MobileR2LNetwork, NetworkConfig
 from mobiler2l_ns.student.viewing_range import viewing_range
-from mobiler2l_ns.trainer import DistillationTrainerConfig
 from mobiler2l_ns.training.metrics import psnr, ssim
 
 SERIES = {"unpruned": "tab:gray", "round": "tab:blue", "one-shot": "tab:orange", "dense": "tab:green"}
@@ -51,6 +50,8 @@ class Options:
     """config.yml of its teacher."""
     method: str = "mobiler2l-small"
     """The student."""
+    width: Optional[int] = None
+    """Its W before pruning; left out: the method's."""
     steps: int = 4000
     """Training steps before pruning."""
     rounds: int = 3
@@ -78,7 +79,7 @@ def train_student(options: Options, name: str, steps: int, network: Optional[Net
     )
     config = capture_config(capture, options.work)
     config.experiment_name, config.timestamp = options.data.resolve().name, name
-    config.pipeline.model.network = network or config.pipeline.model.network
+    config.pipeline.model.network = network or whole_network(options)
     folder = config.get_base_dir()
     if not (folder / RECORD).is_file():
         console.print(f"{name}: {steps} steps")
@@ -112,7 +113,7 @@ def train_dense(options: Options, rounds: List[Path]) -> List[Path]:
         seconds += training_seconds(folder)
         steps = round(options.finetune_steps * seconds / training_seconds(folder))
         model = load_student(folder / "config.yml").model
-        network = dense_network(model.network, getattr(method_configs, options.method.replace("-", "_")).config)
+        network = dense_network(model.network, whole_network(options))
         folders.append(train_student(options, f"dense-{number}", steps, network))
     return folders
 
@@ -123,9 +124,14 @@ def training_seconds(folder: Path) -> float:
     return pool["teacher_seconds"] / pool["share_of_training_time"]
 
 
-def dense_network(pruned: MobileR2LNetwork, method: DistillationTrainerConfig) -> NetworkConfig:
-    """The method's network with all widths smaller by one factor, so that it has about the work of a pruned one."""
-    config = method.pipeline.model.network
+def whole_network(options: Options) -> NetworkConfig:
+    """The student's network before pruning."""
+    network = getattr(method_configs, options.method.replace("-", "_")).config.pipeline.model.network
+    return replace(network, width=options.width or network.width)
+
+
+def dense_network(pruned: MobileR2LNetwork, config: NetworkConfig) -> NetworkConfig:
+    """A network with all widths smaller by one factor, so that it has about the work of a pruned one."""
 
     def at_width(width: int) -> NetworkConfig:
         stages = (max(8, 8 * round(stage * width / config.width / 8)) for stage in config.sr_widths)

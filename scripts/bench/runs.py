@@ -1,0 +1,45 @@
+"""Runs of benchmarks that are kept: each is trained once, and goes on where it was interrupted."""
+
+import json
+import time
+from pathlib import Path
+from typing import Dict
+
+from nerfstudio.engine.trainer import TrainerConfig
+
+from bench.common import console
+from bench.training import forget_writers, seed_all
+from mobiler2l_ns.checkpoints import checkpoint_paths
+
+FIGURES = "bench.json"  # written beside config.yml when a run has ended
+
+
+def trained(config: TrainerConfig) -> Path:
+    """The folder of a run, trained to its end.
+
+    Args:
+        config: Its data, output_dir, experiment_name and timestamp name the folder. It is changed if the run goes on.
+    """
+    folder, steps = config.get_base_dir(), config.max_num_iterations
+    if (folder / FIGURES).is_file():
+        return folder
+    saved, done = checkpoint_paths(folder / "config.yml", config), 0
+    if saved:
+        done = int(saved[-1].stem.split("-")[1]) + 1
+        config.load_dir, config.max_num_iterations = saved[-1].parent, max(1, steps - done)
+    console.print(f"{folder}: {steps - done} steps")
+    config.save_config()
+    seed_all(config.machine.seed)
+    start = time.perf_counter()
+    trainer = config.setup(local_rank=0, world_size=1)
+    trainer.setup("val")
+    trainer.train()
+    forget_writers()
+    figures = {"steps": steps, "seconds": round(time.perf_counter() - start, 1), "resumed_at": done}
+    (folder / FIGURES).write_text(json.dumps(figures) + "\n")
+    return folder
+
+
+def figures_of(folder: Path) -> Dict:
+    """Steps and seconds of a run that has ended; the seconds are those since its last interruption."""
+    return json.loads((folder / FIGURES).read_text())
