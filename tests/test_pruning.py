@@ -319,6 +319,25 @@ def test_an_interrupted_round_goes_on(prune, monkeypatch):
     assert step == 5
 
 
+def test_a_longer_last_round(prune):
+    """The first round begins the last one's schedule, and neither fine-tunes nor exports."""
+    prune(finetune_steps=4, last_steps=12)
+    first, last = (read_config(prune.folder.with_name(f"run-pruned-{number}") / "config.yml") for number in (1, 2))
+    assert (first.max_num_iterations, last.max_num_iterations) == (4, 12)
+    schedules = [{group["scheduler"].max_steps for group in run.optimizers.values()} for run in (first, last)]
+    assert schedules == [{12}, {None}]
+    assert first.pipeline.finetuning.steps == 0 < last.pipeline.finetuning.steps
+    with pytest.raises(UserError, match="run-pruned-1 was pruned with other options"):
+        prune(finetune_steps=4)
+
+
+def test_a_round_that_meets_the_target_is_the_last(prune):
+    large, _ = load_model(prune.folder / "config.yml", "cpu")
+    target = 0.6 * count_parameters(large.network) * 2e-6
+    prune(fraction=0.9, rounds=5, finetune_steps=2, last_steps=4, target_mb=target)
+    assert read_config(prune.folder.with_name("run-pruned-1") / "config.yml").max_num_iterations == 4
+
+
 def test_one_shot_removes_as_much_at_once(prune):
     prune(fraction=0.2, schedule="one-shot")
     assert not prune.folder.with_name("run-pruned-2").exists()
@@ -350,6 +369,7 @@ BAD = {
     "a negative fraction": ({"fraction": -0.1}, "--fraction -0.1 cannot"),
     "no rounds": ({"rounds": 0}, "--rounds 0 must be larger than 0"),
     "no steps": ({"finetune_steps": 0}, "--finetune-steps 0 must be larger than 0"),
+    "no last steps": ({"last_steps": 0}, "--last-steps 0 must be larger than 0"),
     "a path as name": ({"name": "a/b"}, "--name 'a/b' cannot be a part of a folder's name"),
     "no batch norm": ({"criterion": "bn"}, "has a student without batch norm: pass --criterion taylor"),
     "zeros by taylor": ({"unstructured": True, "criterion": "taylor"}, "--criterion taylor is for channels"),

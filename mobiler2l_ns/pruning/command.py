@@ -1,19 +1,18 @@
 """The command ``ns-prune-mobiler2l``: makes a trained student smaller, and distils it further after each round."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Literal, Optional, Tuple, cast
+from typing import List, Literal, Optional, cast
 
 import tyro
 
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.export.command import TrainedStudent, load_student
+from mobiler2l_ns.export.command import load_student
 from mobiler2l_ns.model import MobileR2LModel
-from mobiler2l_ns.pruning.channels import group_sizes, network_layers
 from mobiler2l_ns.pruning.importance import Criterion
-from mobiler2l_ns.pruning.report import Figures, load_record, measure, print_rounds, write_curves
-from mobiler2l_ns.pruning.rounds import RoundOptions, Targets, resumed_config, round_config, run_round
+from mobiler2l_ns.pruning.report import measure, print_rounds, write_curves
+from mobiler2l_ns.pruning.rounds import RoundOptions, Targets, finish_round
 from mobiler2l_ns.student.network import count_macs, count_parameters
 from mobiler2l_ns.trainer import DistillationTrainerConfig
 from mobiler2l_ns.training.progress import duration, log_line
@@ -35,8 +34,11 @@ class PruneMobileR2L:
     """Fraction of the network's work (of its weights, if unstructured) that a round removes."""
     finetune_steps: int = 1000
     """Training steps of a round, after its pruning."""
+    last_steps: Optional[int] = None
+    """Training steps of the last round. The rounds before it then train with the learning rates of its begin, and do
+    not fine-tune: their students are not finished. Left out: as the others."""
     schedule: Literal["iterative", "one-shot"] = "iterative"
-    """one-shot: a single round removes as much as all rounds, and trains for as many steps."""
+    """one-shot: a single round removes as much as all rounds, and trains for as many steps as they."""
     criterion: Optional[Criterion] = None
     """Importance of a channel. taylor: change of the loss, estimated. magnitude: size of its weights. bn: scale of its
     batch norm, if the student has it. Left out: taylor, or magnitude for single weights, which have no other."""
@@ -59,50 +61,39 @@ class PruneMobileR2L:
         """Prunes, and prints the figures of all rounds."""
         self._check_options()
         config_path = self.load_config / "config.yml" if self.load_config.is_dir() else self.load_config
-        run, student = config_path.resolve().parent, load_student(config_path.resolve())
-        targets = self._targets(student.model)
-        self._check_student(student.model, targets)
-        folder, found, started = run, [measure(student.model)], time.perf_counter()
-        fractions, steps = self._plan()
-        for number, fraction in enumerate(fractions, start=1):
-            if self._is_small(student.model, targets):
-                log_line(f"The targets are met after {number - 1} of {len(fractions)} rounds.")
+        first = load_student(config_path.resolve())
+        rounds = self._plan(self._targets(first.model))
+        self._check_student(first.model, rounds[0].targets)
+        run, recipe = config_path.resolve().parent, cast(DistillationTrainerConfig, first.config)
+        folder, model, found, started = run, first.model, [measure(first.model)], time.perf_counter()
+        for number, options in enumerate(rounds, start=1):
+            if options.targets.are_met_by(model.network):
+                log_line(f"The targets are met after {number - 1} of {len(rounds)} rounds.")
                 break
             folder = run.with_name(f"{run.name}-{self.name}-{number}")
-            log_line(f"Round {number} of {len(fractions)}, in {folder}")
-            options = RoundOptions(
-                fraction, targets, self.unstructured, self._criterion, self.multiple, self.scoring_batches, self.rate
-            )
-            self._round(folder, student, options, steps, number == len(fractions), found)
-            left = (time.perf_counter() - started) / number * (len(fractions) - number)
-            log_line(f"Round {number}: {found[-1].psnr:.2f} dB on held-out photos; at most {duration(left)} left")
-            student = load_student(folder / "config.yml")
+            log_line(f"Round {number} of {len(rounds)}, in {folder}")
+            record = finish_round(recipe, model, folder, options, is_last=number == len(rounds))
+            assert record.before is not None and record.after is not None
+            found[-1].psnr = record.before.psnr
+            found.append(record.after)
+            write_curves(found, folder)
+            left = (time.perf_counter() - started) / number * (len(rounds) - number)
+            log_line(f"Round {number}: {record.after.psnr:.2f} dB on held-out photos; about {duration(left)} left")
+            model = load_student(folder / "config.yml").model
         print_rounds(found)
         log_line(f"Next: export it with `ns-export-mobiler2l --load-config {folder} --output-dir exports/{self.name}`.")
 
-    def _round(
-        self, folder: Path, student: TrainedStudent, options: RoundOptions, steps: int, is_last: bool,
-        found: List[Figures],
-    ) -> None:  # fmt: skip
-        """Runs a round, or what is left of it, and adds its figures; the first round's also to the student's own."""
-        record = load_record(folder, {**asdict(options), "steps": steps})
-        if record.after is None:
-            config, weights = resumed_config(folder, steps), None
-            if config is None:
-                source = cast(DistillationTrainerConfig, student.config)
-                config = round_config(source, student.model, folder, steps, is_last)
-                weights = student.model.state_dict()
-            run_round(config, weights, options, record)
-        assert record.before is not None and record.after is not None
-        found[-1].psnr = record.before.psnr
-        found.append(record.after)
-        write_curves(found, folder)
-
-    def _plan(self) -> Tuple[List[float], int]:
-        """Fractions that the rounds remove, and the steps of a round."""
+    def _plan(self, targets: Targets) -> List[RoundOptions]:
+        """The rounds, unless the targets are met before."""
+        fraction, steps, last_steps, count = self.fraction, self.finetune_steps, self.last_steps, self.rounds
         if self.schedule == "one-shot":
-            return [1 - (1 - self.fraction) ** self.rounds], self.rounds * self.finetune_steps
-        return [self.fraction] * self.rounds, self.finetune_steps
+            steps = (self.rounds - 1) * steps + (last_steps or steps)
+            fraction, last_steps, count = 1 - (1 - fraction) ** self.rounds, None, 1
+        options = RoundOptions(
+            fraction, targets, self.unstructured, self._criterion, self.multiple, self.scoring_batches, self.rate,
+            steps, last_steps,
+        )  # fmt: skip
+        return count * [options]
 
     @property
     def _criterion(self) -> Criterion:
@@ -117,16 +108,11 @@ class PruneMobileR2L:
             None if self.target_mb is None else 1e6 * self.target_mb / 2 - parameters,
         )
 
-    @staticmethod
-    def _is_small(model: MobileR2LModel, targets: Targets) -> bool:
-        layers = network_layers(model.network)
-        return targets.are_met(layers, group_sizes(layers))
-
     def _check_options(self) -> None:
         if not 0 < self.fraction < 1:
             raise UserError(f"--fraction {self.fraction} cannot be removed: pass a number between 0 and 1.")
-        for option in ("rounds", "finetune_steps", "multiple", "scoring_batches", "rate"):
-            if getattr(self, option) <= 0:
+        for option in ("rounds", "finetune_steps", "last_steps", "multiple", "scoring_batches", "rate"):
+            if getattr(self, option) is not None and getattr(self, option) <= 0:
                 raise UserError(f"--{option.replace('_', '-')} {getattr(self, option)} must be larger than 0.")
         if not self.name or "/" in self.name:
             raise UserError(f"--name '{self.name}' cannot be a part of a folder's name: pass letters and digits.")
@@ -141,7 +127,7 @@ class PruneMobileR2L:
     def _check_student(self, model: MobileR2LModel, targets: Targets) -> None:
         if self._criterion == "bn" and not model.network.config.batch_norm:
             raise UserError(f"{self.load_config} has a student without batch norm: pass --criterion taylor.")
-        if self._is_small(model, targets):
+        if targets.are_met_by(model.network):
             figures = measure(model)
             raise UserError(
                 f"{self.load_config} has {figures.gmac} GMAC and {figures.megabytes_fp16} MB in fp16 already: pass a "

@@ -2,7 +2,7 @@
 
 import copy
 import random
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, cast
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from mobiler2l_ns.checkpoints import checkpoint_paths
 from mobiler2l_ns.datamanager import DistillationDataManagerConfig
 from mobiler2l_ns.model import MobileR2LModel, MobileR2LModelConfig
-from mobiler2l_ns.pipeline import DistillationPipeline
+from mobiler2l_ns.pipeline import DistillationPipeline, DistillationPipelineConfig
 from mobiler2l_ns.pruning.channels import (
     Layer,
     group_sizes,
@@ -27,9 +27,10 @@ from mobiler2l_ns.pruning.channels import (
 )
 from mobiler2l_ns.pruning.importance import Criterion, TaylorScores, batch_norm_scores, magnitude_scores
 from mobiler2l_ns.pruning.masks import HeldZeros, zero_smallest_weights
-from mobiler2l_ns.pruning.report import Record, measure
+from mobiler2l_ns.pruning.report import Record, load_record, measure
 from mobiler2l_ns.pruning.selection import choose_channels
 from mobiler2l_ns.run_config import read_config
+from mobiler2l_ns.student.network import MobileR2LNetwork
 from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig
 from mobiler2l_ns.training.metrics import psnr
 from mobiler2l_ns.training.progress import log_line
@@ -58,6 +59,11 @@ class Targets:
         wanted = [value <= target for target, value in found if target is not None]
         return bool(wanted) and all(wanted)
 
+    def are_met_by(self, network: MobileR2LNetwork) -> bool:
+        """The same for a network as it is."""
+        layers = network_layers(network)
+        return self.are_met(layers, group_sizes(layers))
+
 
 @dataclass
 class RoundOptions:
@@ -72,6 +78,10 @@ class RoundOptions:
     scoring_batches: int
     rate: float
     """Learning rates of the round, as a fraction of the recipe's."""
+    steps: int
+    """Training steps of the round."""
+    last_steps: Optional[int] = None
+    """Training steps of the last round; None: as the others."""
 
 
 class PruningTrainer(DistillationTrainer):
@@ -101,15 +111,41 @@ class PruningTrainer(DistillationTrainer):
             self.config.optimizers = recipe
 
 
+def finish_round(
+    recipe: DistillationTrainerConfig, student: MobileR2LModel, folder: Path, options: RoundOptions, is_last: bool
+) -> Record:
+    """Runs a round, or what is left of it.
+
+    Args:
+        recipe: The config of the first student.
+        student: The student that is pruned.
+        folder: The round's run folder.
+        options: What is removed, and how long it trains.
+        is_last: Whether no round follows, whatever the targets say.
+
+    Raises:
+        UserError: The folder is of another round.
+    """
+    record = load_record(folder, asdict(options))
+    if record.after is None:
+        config, weights = resumed_config(folder), None
+        if config is None:
+            config, weights = round_config(recipe, student, folder, options), student.state_dict()
+        run_round(config, weights, options, is_last, record)
+    return record
+
+
 def run_round(
-    config: DistillationTrainerConfig, weights: Optional[Dict[str, Tensor]], options: RoundOptions, record: Record
-) -> None:
+    config: DistillationTrainerConfig, weights: Optional[Dict[str, Tensor]], options: RoundOptions, is_last: bool,
+    record: Record,
+) -> None:  # fmt: skip
     """Prunes a student and distils it further, in a run of its own.
 
     Args:
         config: The round's run; its network is the larger one, and becomes the smaller one.
         weights: The larger student's state dict. None: the run was interrupted after its first checkpoint, and goes on.
-        options: What is removed.
+        options: What is removed, and how long it trains.
+        is_last: Whether no round follows, whatever the targets say.
         record: Gets the figures before and after the round, and is saved in its folder.
     """
 
@@ -118,6 +154,8 @@ def run_round(
             pipeline.model.load_state_dict(weights)
             record.before = measure(pipeline.model, held_out_psnr(pipeline))
             prune_student(pipeline, options)
+            if not is_last and not options.targets.are_met_by(pipeline.model.network):
+                begin_schedule(config, options)
             record.save(config.get_base_dir())
 
     for seeded in (random.seed, np.random.seed, torch.manual_seed):
@@ -170,34 +208,43 @@ def score_channels(pipeline: DistillationPipeline, options: RoundOptions) -> Dic
 
 
 def round_config(
-    source: DistillationTrainerConfig, student: MobileR2LModel, folder: Path, steps: int, is_last: bool
+    recipe: DistillationTrainerConfig, student: MobileR2LModel, folder: Path, options: RoundOptions
 ) -> DistillationTrainerConfig:
-    """The config of a round's run.
+    """The config of the last round's run.
 
     Args:
-        source: The config of the run that is pruned; it stays as it is.
-        student: The student of that run.
+        recipe: The config of the first student; it stays as it is.
+        student: The student that is pruned.
         folder: The round's run folder, OUTPUTS/EXPERIMENT/METHOD/NAME.
-        steps: Steps of the round.
-        is_last: The last round exports as the source does.
+        options: How long it trains.
     """
-    config = copy.deepcopy(source)
-    model, sampler = cast(MobileR2LModelConfig, config.pipeline.model), student.sampler
+    config = copy.deepcopy(recipe)
+    model, datamanager = config.pipeline.model, config.pipeline.datamanager
+    assert isinstance(model, MobileR2LModelConfig) and isinstance(datamanager, DistillationDataManagerConfig)
+    model.network = student.network.config
     # Measured again, the planes would differ a little, and with them what the student's depths mean.
-    cast(DistillationDataManagerConfig, config.pipeline.datamanager).near_far = (
-        float(sampler.near),
-        float(sampler.far),
-    )
+    near, far = float(student.sampler.near), float(student.sampler.far)
+    datamanager.near_far = (near, far)
     config.output_dir, config.experiment_name, config.timestamp = folder.parents[2], folder.parents[1].name, folder.name
     config.load_dir = config.load_step = config.load_config = config.load_checkpoint = None
-    config.max_num_iterations = steps
+    config.max_num_iterations = options.last_steps or options.steps
     # With a viewer, nerfstudio's trainer would not end before the page is closed.
     config.vis = cast(Any, WITHOUT_VIEWER.get(config.vis, config.vis))
-    model.export_when_done &= is_last
     return config
 
 
-def resumed_config(folder: Path, steps: int) -> Optional[DistillationTrainerConfig]:
+def begin_schedule(config: DistillationTrainerConfig, options: RoundOptions) -> None:
+    """Changes the config of a round that others follow: no export, and only the begin of a longer last round."""
+    pipeline = cast(DistillationPipelineConfig, config.pipeline)
+    pipeline.model.export_when_done = False
+    if options.last_steps is not None:
+        pipeline.finetuning.steps = 0
+        config.max_num_iterations = options.steps
+        for group in config.optimizers.values():
+            group["scheduler"].max_steps = options.last_steps
+
+
+def resumed_config(folder: Path) -> Optional[DistillationTrainerConfig]:
     """The config with which an interrupted round goes on from its last checkpoint; None if it has no checkpoint."""
     if not (folder / "config.yml").is_file():
         return None
@@ -206,8 +253,8 @@ def resumed_config(folder: Path, steps: int) -> Optional[DistillationTrainerConf
     if not saved:
         return None
     done = int(saved[-1].stem.split("-")[1]) + 1
-    log_line(f"It goes on after {done} of {steps} steps.")
-    config.load_dir, config.max_num_iterations = saved[-1].parent, max(1, steps - done)
+    log_line(f"It goes on after {done} of {config.max_num_iterations} steps.")
+    config.load_dir, config.max_num_iterations = saved[-1].parent, max(1, config.max_num_iterations - done)
     return config
 
 

@@ -22,7 +22,7 @@ from bench.distillation import Options as CaptureOptions
 from bench.distillation import capture_config, mean_of, student_pairs
 from bench.published_files import session
 from bench.surface_cost import Shape, student
-from bench.training import Run, train
+from bench.training import Run, steps_within, train
 from mobiler2l_ns import method_configs
 from mobiler2l_ns.data.photos import load_photos
 from mobiler2l_ns.errors import UserError
@@ -108,21 +108,17 @@ def train_for(options: Options, method: str, outputs: Path) -> Tuple[Run, Dict[s
             photos.append(load_photos(held_out_dataset(trainer.config), *model.size, model.upscale, model.device))
         return mean_of(psnr, student_pairs(model, photos[0]))
 
-    probe, _ = train(config_of(options, method, outputs, PROBE_STEPS), options.seed, score, 3)
-    first, last = probe.curve[0], probe.curve[-1]
-    seconds_a_step = (last.seconds - first.seconds) / (last.step - first.step)
-    steps = max(PROBE_STEPS, round((options.seconds - first.seconds) / seconds_a_step))
-    run, trainer = train(config_of(options, method, outputs, steps), options.seed, score, 12)
+    config = config_of(options, method, outputs)
+    config.max_num_iterations = steps_within(config, options.seconds, PROBE_STEPS, options.seed)
+    run, trainer = train(config, options.seed, score, 12)
     model = trainer.pipeline.model.eval()
     found = list(student_pairs(model, photos[0]))
     return run, {"psnr": mean_of(psnr, found), "ssim": mean_of(ssim, found), "seconds": run.seconds}
 
 
-def config_of(options: Options, method: str, outputs: Path, steps: int) -> DistillationTrainerConfig:
+def config_of(options: Options, method: str, outputs: Path) -> DistillationTrainerConfig:
     """A method's config for the capture, with the batch of these options."""
-    capture = CaptureOptions(
-        data=options.data, teacher=options.teacher, method=method, image_size=options.image_size, steps=steps
-    )
+    capture = CaptureOptions(data=options.data, teacher=options.teacher, method=method, image_size=options.image_size)
     config = capture_config(capture, outputs)
     config.pipeline.datamanager.patches_per_batch = options.patches
     return config

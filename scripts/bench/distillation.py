@@ -20,15 +20,13 @@ if __name__ == "__main__":  # modules are found in scripts/, not in scripts/benc
 
 import torch
 import tyro
-from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
-from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from rich.table import Table
 from torch import Tensor
 
 from bench.common import console, default_device, mean, new_table, plot_curves, with_machine, write_figures
 from bench.forward_facing import compare_forward_facing, forward_facing_table
 from bench.recipes import SETTINGS, compare_recipes, recipe_table
-from bench.training import Run, method_config, train
+from bench.training import Run, capture_parser, method_config, train
 from mobiler2l_ns.data.photos import PhotoSet, load_photos
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.comparison import held_out_dataset
@@ -112,9 +110,7 @@ def measure_capture(options: Options) -> Dict:
 def capture_config(options: Options, outputs: Path):
     """Our method's config for the capture that the command line names."""
     data = options.data.resolve()
-    is_blender = (data / "transforms_train.json").is_file()
-    parser = BlenderDataParserConfig(data=data) if is_blender else NerfstudioDataParserConfig(data=data)
-    config = method_config(options.method, data, parser, outputs)
+    config = method_config(options.method, data, capture_parser(data), outputs)
     config.max_num_iterations = options.steps or config.max_num_iterations
     datamanager = config.pipeline.datamanager
     datamanager.teacher.load_config, datamanager.image_size = options.teacher, options.image_size

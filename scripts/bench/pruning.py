@@ -58,6 +58,8 @@ class Options:
     """Rounds of pruning."""
     finetune_steps: int = 1500
     """Training steps of a round."""
+    last_steps: Optional[int] = None
+    """Training steps of the last round; left out: as the others."""
     fraction: float = 0.32
     """Fraction of the network's work that a round removes."""
     image_size: Optional[Tuple[int, int]] = None
@@ -95,8 +97,8 @@ def train_student(options: Options, name: str, steps: int, network: Optional[Net
 def prune_student(options: Options, run: Path, schedule: str) -> List[Path]:
     """The folders of the rounds of a run."""
     command = PruneMobileR2L(
-        run, rounds=options.rounds, fraction=options.fraction, finetune_steps=options.finetune_steps, name=schedule,
-        schedule=schedule,
+        run, rounds=options.rounds, fraction=options.fraction, finetune_steps=options.finetune_steps,
+        last_steps=options.last_steps, name=schedule, schedule=schedule,
     )  # fmt: skip
     command.main()
     rounds = options.rounds if schedule == "iterative" else 1
@@ -111,7 +113,7 @@ def train_dense(options: Options, rounds: List[Path]) -> List[Path]:
     seconds, folders = training_seconds(rounds[0].with_name("base")), []
     for number, folder in enumerate(rounds, start=1):
         seconds += training_seconds(folder)
-        steps = round(options.finetune_steps * seconds / training_seconds(folder))
+        steps = round(steps_of(folder) * seconds / training_seconds(folder))
         model = load_student(folder / "config.yml").model
         network = dense_network(model.network, whole_network(options))
         folders.append(train_student(options, f"dense-{number}", steps, network))
@@ -172,11 +174,11 @@ def measure_students(students: Dict[str, TrainedStudent], options: Options) -> D
 
 def run_benchmark(options: Options) -> Dict:
     """Trains, prunes and measures everything for the JSON file."""
-    total = options.steps + options.rounds * options.finetune_steps
+    after = (options.rounds - 1) * options.finetune_steps + (options.last_steps or options.finetune_steps)
     base = train_student(options, "base", options.steps)
     rounds, one_shot = (prune_student(options, base, schedule) for schedule in ("iterative", "one-shot"))
     folders = {
-        "unpruned": train_student(options, "unpruned", total),
+        "unpruned": train_student(options, "unpruned", options.steps + after),
         **{f"round {number}": folder for number, folder in enumerate(rounds, start=1)},
         "one-shot": one_shot[0],
         **{f"dense {number}": folder for number, folder in enumerate(train_dense(options, rounds), start=1)},
@@ -186,7 +188,7 @@ def run_benchmark(options: Options) -> Dict:
     whole, pruned, dense = (found[name] for name in ("unpruned", f"round {len(rounds)}", f"dense {len(rounds)}"))
     return {
         "data": options.data.resolve().name,
-        "steps": total,
+        "steps": options.steps + after,
         "gmac_ratio": round(pruned["gmac"] / whole["gmac"], 3),
         "latency_ratio": round(pruned["milliseconds"] / whole["milliseconds"], 3),
         "psnr_loss_db": round(whole["psnr"] - pruned["psnr"], 3),

@@ -52,14 +52,14 @@ class WideEmbedder(nn.Module):
         return torch.cat([torch.sin(angles), torch.cos(angles), points], dim=1)
 
 
-def session(graph, threads: int):
+def session(graph, threads: int, provider: str = "CPUExecutionProvider"):
     """An onnxruntime session of a ModelProto."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.log_severity_level = 3
-    return onnxruntime.InferenceSession(graph.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(graph.SerializeToString(), settings, providers=[provider])
 
 
 def reference_graphs(model) -> Dict[str, object]:

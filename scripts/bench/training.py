@@ -15,6 +15,8 @@ from typing import Callable, Iterator, List, Optional, Tuple
 import numpy as np
 import torch
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
+from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.callbacks import TrainingCallbackLocation
 from nerfstudio.utils import writer
 
@@ -53,6 +55,12 @@ class Run:
     def first_at(self, level: float) -> Optional[Score]:
         """The first point of the curve at or above a PSNR."""
         return next((score for score in self.curve if score.psnr >= level), None)
+
+
+def capture_parser(data: Path) -> DataParserConfig:
+    """The data parser of a capture in the format of NeRF-synthetic or of nerfstudio."""
+    is_blender = (data / "transforms_train.json").is_file()
+    return BlenderDataParserConfig(data=data) if is_blender else NerfstudioDataParserConfig(data=data)
 
 
 def method_config(method: str, data: Path, parser: DataParserConfig, outputs: Path) -> DistillationTrainerConfig:
@@ -103,6 +111,23 @@ def train(
     statistics = trainer.pipeline.datamanager.statistics()
     run.teacher_seconds, run.pool_bytes = statistics["teacher_seconds"], statistics["bytes"]
     return run, trainer
+
+
+def steps_within(config: DistillationTrainerConfig, seconds: float, probe_steps: int, seed: int = 0) -> int:
+    """How many steps of a student fit into some seconds, its setup included: a schedule needs to know this beforehand.
+
+    Args:
+        config: The student; it stays as it is.
+        seconds: Time for all steps.
+        probe_steps: Length of the short run that measures the time of a step.
+        seed: Of that run.
+    """
+    probe = copy.deepcopy(config)
+    probe.max_num_iterations, probe.pipeline.finetuning.steps = probe_steps, 0
+    run, _ = train(probe, seed, lambda trainer: 0.0, 3)
+    first, last = run.curve[0], run.curve[-1]
+    seconds_a_step = (last.seconds - first.seconds) / (last.step - first.step)
+    return max(probe_steps, round((seconds - first.seconds) / seconds_a_step))
 
 
 def seed_all(seed: int) -> None:

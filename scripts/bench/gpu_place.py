@@ -1,0 +1,133 @@
+"""Where the parts of gpu.py work, and how large everything is."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, Optional, Tuple
+
+import torch
+
+from bench.common import default_device, mean
+from bench.distillation import pairs, student_pairs
+from bench.training import capture_parser, method_config
+from mobiler2l_ns.data.photos import PhotoSet, load_photos
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.export.comparison import held_out_dataset
+from mobiler2l_ns.student.network import NetworkConfig
+from mobiler2l_ns.trainer import DistillationTrainerConfig
+from mobiler2l_ns.training.metrics import psnr, ssim
+
+NUM_PHOTOS = 16  # held-out photos that a score is the mean of
+TINY_NETWORK = NetworkConfig(depth=6, width=16, sr_widths=(8, 8, 8))
+
+
+@dataclass
+class Sizes:
+    """How large everything is."""
+
+    side: int = 800
+    """Pixels of the demo scene's photos."""
+    num_train: int = 100
+    """Its training photos."""
+    teacher_steps: int = 4000
+    student_seconds: float = 420.0
+    """Time of each student, teacher's views included."""
+    timed_steps: int = 48
+    compiles: bool = True
+    """Also measure torch.compile."""
+    network: Optional[NetworkConfig] = None
+    """In place of the methods'."""
+    student: Tuple[Tuple[str, int], ...] = ()
+    """Options of the datamanager that differ from the methods'."""
+    teacher_rays: Optional[int] = None
+    """Rays in a teacher's batch; None: the method's."""
+
+
+TINY = Sizes(
+    side=32, num_train=6, teacher_steps=3, student_seconds=3.0, timed_steps=3, compiles=False, network=TINY_NETWORK,
+    teacher_rays=64,
+    student=(("patches_per_batch", 4), ("patch_cells", 2), ("pool_views", 4), ("initial_views", 2),
+             ("reprojected_views", 2)),
+)  # fmt: skip
+
+
+@dataclass
+class Place:
+    """Where a part works.
+
+    Args:
+        folder: For data, runs and pictures.
+        sizes: How large everything is.
+        capture: A posed capture, which is measured beside the demo scene; None: the demo scene alone.
+    """
+
+    folder: Path
+    sizes: Sizes
+    capture: Optional[Path] = None
+
+    @property
+    def demo(self) -> Path:
+        """The demo scene."""
+        return self.folder / "data" / "demo"
+
+    @property
+    def device(self) -> torch.device:
+        """The GPU, or the CPU in a rehearsal."""
+        return default_device()
+
+    def data(self, scene: str) -> Path:
+        """Folder of a scene, demo or capture."""
+        return self.demo if scene == "demo" or self.capture is None else self.capture
+
+    def config(self, scene: str, method: str) -> DistillationTrainerConfig:
+        """A method's config for a scene, in a run folder of this place."""
+        data = self.data(scene)
+        config = method_config(method, data, capture_parser(data), self.folder / "outputs")
+        config.experiment_name, config.timestamp = scene, "gpu"
+        return config
+
+    def teacher(self, scene: str, method: str = "mobiler2l-teacher") -> Path:
+        """config.yml of a teacher that an earlier part trained.
+
+        Raises:
+            UserError: It did not.
+        """
+        path = self.config(scene, method).get_base_dir() / "config.yml"
+        if not (path.parent / "nerfstudio_models").is_dir():
+            raise UserError(f"there is no {path}: the part that trains {method} has to run before.")
+        return path
+
+    def student(self, scene: str, method: str) -> DistillationTrainerConfig:
+        """A student's config, with the nerfacto teacher of an earlier part."""
+        config = self.config(scene, method)
+        config.pipeline.datamanager.teacher.load_config = self.teacher(scene)
+        if self.sizes.network is not None:
+            batch_norm = config.pipeline.model.network.batch_norm
+            config.pipeline.model.network = copy.deepcopy(self.sizes.network)
+            config.pipeline.model.network.batch_norm = batch_norm
+        for name, value in self.sizes.student:
+            if getattr(config.pipeline.datamanager, name) is not None:  # the published recipe takes whole views
+                setattr(config.pipeline.datamanager, name, value)
+        return config
+
+    def held_out(self, scene: str, size: Optional[Tuple[int, int]] = None) -> PhotoSet:
+        """Held-out photos at a size (H, W), or at their own."""
+        dataset = held_out_dataset(self.config(scene, "mobiler2l"))
+        own = int(dataset.cameras.height[0]), int(dataset.cameras.width[0])
+        return load_photos(dataset, *(size or own), 1, self.device, limit=NUM_PHOTOS)
+
+
+def quality(views) -> Dict[str, float]:
+    """Mean PSNR and SSIM of pairs of a view and a photo."""
+    views = list(views)
+    return {"psnr": mean(psnr(*pair) for pair in views), "ssim": mean(ssim(*pair) for pair in views)}
+
+
+def save_picture(path: Path, photos: PhotoSet, model, teacher) -> None:
+    """Three held-out photos beside the student's and the teacher's views."""
+    from torchvision.utils import save_image
+
+    few = PhotoSet(photos.images[:3], photos.cameras[:3], photos.upscale)
+    rows = zip(student_pairs(model, few), pairs(teacher.render, few))
+    picture = torch.cat([torch.cat([photo, student, teacher], 1) for (student, photo), (teacher, _) in rows])
+    save_image(picture.permute(2, 0, 1), path)
