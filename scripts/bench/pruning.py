@@ -3,8 +3,8 @@
     python scripts/bench/pruning.py --data data/demo160 --teacher RUN/config.yml
 
 The students: unpruned, for as many steps as the base and all rounds together; each round; one-shot, pruned at once; and
-dense ones, which have the work of each round by smaller widths, were never pruned and trained for as many seconds. Runs
-that are in --work already are not trained again.
+dense, which has the work of the last round by smaller widths, was never pruned, and trained for as many seconds as base
+and rounds. Runs that are in --work already are not trained again.
 """
 
 import json
@@ -22,7 +22,7 @@ from bench.common import CPU, console, median_milliseconds, new_table, with_mach
 from bench.distillation import Options as CaptureOptions
 from bench.distillation import capture_config, mean_of, student_pairs
 from bench.published_files import session
-from bench.training import forget_writers, seed_all
+from bench.runs import trained
 from mobiler2l_ns import method_configs
 from mobiler2l_ns.data.photos import load_photos
 from mobiler2l_ns.errors import UserError
@@ -82,16 +82,7 @@ def train_student(options: Options, name: str, steps: int, network: Optional[Net
     config = capture_config(capture, options.work)
     config.experiment_name, config.timestamp = options.data.resolve().name, name
     config.pipeline.model.network = network or whole_network(options)
-    folder = config.get_base_dir()
-    if not (folder / RECORD).is_file():
-        console.print(f"{name}: {steps} steps")
-        config.save_config()
-        seed_all(config.machine.seed)
-        trainer = config.setup(local_rank=0, world_size=1)
-        trainer.setup("val")
-        trainer.train()
-        forget_writers()
-    return folder
+    return trained(config)
 
 
 def prune_student(options: Options, run: Path, schedule: str) -> List[Path]:
@@ -105,19 +96,16 @@ def prune_student(options: Options, run: Path, schedule: str) -> List[Path]:
     return [run.with_name(f"{run.name}-{schedule}-{number}") for number in range(1, rounds + 1)]
 
 
-def train_dense(options: Options, rounds: List[Path]) -> List[Path]:
-    """For each round a network of its work that was never pruned, trained for the seconds of base and rounds so far.
+def train_dense(options: Options, base: Path, rounds: List[Path]) -> Path:
+    """A network of the last round's work that was never pruned, trained for the seconds of base and rounds together.
 
-    It takes as long for a step as the round that has its work.
+    It takes as long for a step as the last round.
     """
-    seconds, folders = training_seconds(rounds[0].with_name("base")), []
-    for number, folder in enumerate(rounds, start=1):
-        seconds += training_seconds(folder)
-        steps = round(steps_of(folder) * seconds / training_seconds(folder))
-        model = load_student(folder / "config.yml").model
-        network = dense_network(model.network, whole_network(options))
-        folders.append(train_student(options, f"dense-{number}", steps, network))
-    return folders
+    last = rounds[-1]
+    seconds = sum(training_seconds(folder) for folder in (base, *rounds))
+    steps = round(steps_of(last) * seconds / training_seconds(last))
+    network = dense_network(load_student(last / "config.yml").model.network, whole_network(options))
+    return train_student(options, "dense", steps, network)
 
 
 def training_seconds(folder: Path) -> float:
@@ -181,11 +169,11 @@ def run_benchmark(options: Options) -> Dict:
         "unpruned": train_student(options, "unpruned", options.steps + after),
         **{f"round {number}": folder for number, folder in enumerate(rounds, start=1)},
         "one-shot": one_shot[0],
-        **{f"dense {number}": folder for number, folder in enumerate(train_dense(options, rounds), start=1)},
+        "dense": train_dense(options, base, rounds),
     }
     students = {name: load_student(folder / "config.yml") for name, folder in folders.items()}
     found = measure_students(students, options)
-    whole, pruned, dense = (found[name] for name in ("unpruned", f"round {len(rounds)}", f"dense {len(rounds)}"))
+    whole, pruned, dense = (found[name] for name in ("unpruned", f"round {len(rounds)}", "dense"))
     return {
         "data": options.data.resolve().name,
         "steps": options.steps + after,
