@@ -99,7 +99,7 @@ mobiler2l = MethodSpecification(
 
 mobiler2l_compact = MethodSpecification(
     config=full_scale("mobiler2l-compact", NetworkConfig(depth=32, width=128, sr_widths=(32, 16, 8))),
-    description="A light field of a sixth of mobiler2l's work (D32 W128), for browsers and slower phones.",
+    description="A light field of a seventh of mobiler2l's work (D32 W128), for browsers and slower phones.",
 )
 
 mobiler2l_small = MethodSpecification(

@@ -12,7 +12,7 @@ To enable MobileR2L, you must install it first by running:
   [grey]pip install "mobiler2l-ns\\[export] @ git+REPOSITORY_URL"[/grey]""",
         configurations=[
             ("mobiler2l", "MobileR2L. Neural light field for phones and browsers, distilled from a nerfstudio run"),
-            ("mobiler2l-compact", "MobileR2L. Network of a sixth of the work, for browsers and slower phones"),
+            ("mobiler2l-compact", "MobileR2L. Network of a seventh of the work, for browsers and slower phones"),
             ("mobiler2l-small", "MobileR2L. Small network for a CPU"),
             ("mobiler2l-paper", "MobileR2L. Published recipe, as a baseline"),
             ("r2l", "R2L. Predecessor of MobileR2L, one ray for each pixel"),

@@ -1,4 +1,4 @@
-"""What mobiler2l-compact gives for a sixth of mobiler2l's work: time of the exported files, and quality.
+"""What mobiler2l-compact gives for a seventh of mobiler2l's work: time of the exported files, and quality.
 
     python scripts/bench/compact.py --data data/demo --teacher RUN/config.yml
 

@@ -127,7 +127,9 @@ def steps_within(config: DistillationTrainerConfig, seconds: float, probe_steps:
     run, _ = train(probe, seed, lambda trainer: 0.0, 3)
     first, last = run.curve[0], run.curve[-1]
     seconds_a_step = (last.seconds - first.seconds) / (last.step - first.step)
-    return max(probe_steps, round((seconds - first.seconds) / seconds_a_step))
+    # The initial views use up the teacher's share of the time at first, so the probe has none of its later views.
+    own_share = 1 - config.pipeline.datamanager.filling_share
+    return max(probe_steps, round(own_share * (seconds - first.seconds) / seconds_a_step))
 
 
 def seed_all(seed: int) -> None:
