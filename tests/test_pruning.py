@@ -1,11 +1,13 @@
 """Pruning: removed channels by hand, importance against finite differences, and rounds of the real trainer."""
 
+import copy
 import json
 import shutil
 
 import pytest
 import torch
 from builders import StubTeacher
+from mobiler2l_ns.method_configs import mobiler2l_small
 from torch import nn
 
 from mobiler2l_ns.checkpoints import load_model
@@ -20,6 +22,7 @@ from mobiler2l_ns.pruning.channels import (
 from mobiler2l_ns.pruning.command import PruneMobileR2L
 from mobiler2l_ns.pruning.importance import TaylorScores, batch_norm_scores, magnitude_scores
 from mobiler2l_ns.pruning.masks import HeldZeros, nonzero_fraction, zero_smallest_weights
+from mobiler2l_ns.pruning.rounds import RoundOptions, Targets, begin_schedule
 from mobiler2l_ns.pruning.selection import choose_channels
 from mobiler2l_ns.run_config import read_config
 from mobiler2l_ns.student.network import MobileR2LNetwork, NetworkConfig, count_macs, count_parameters
@@ -326,9 +329,17 @@ def test_a_longer_last_round(prune):
     assert (first.max_num_iterations, last.max_num_iterations) == (4, 12)
     schedules = [{group["scheduler"].max_steps for group in run.optimizers.values()} for run in (first, last)]
     assert schedules == [{12}, {None}]
-    assert first.pipeline.finetuning.steps == 0 < last.pipeline.finetuning.steps
     with pytest.raises(UserError, match="run-pruned-1 was pruned with other options"):
         prune(finetune_steps=4)
+
+
+def test_a_round_that_others_follow_is_not_finished():
+    config = copy.deepcopy(mobiler2l_small.config)
+    options = RoundOptions(0.3, Targets(), False, "taylor", 8, 4, 0.5, steps=50, last_steps=400)
+    begin_schedule(config, options)
+    assert (config.max_num_iterations, config.pipeline.finetuning.steps) == (50, 0)
+    assert not config.pipeline.model.export_when_done
+    assert {group["scheduler"].max_steps for group in config.optimizers.values()} == {400}
 
 
 def test_a_round_that_meets_the_target_is_the_last(prune):

@@ -37,7 +37,7 @@ class Sizes:
     """Also measure torch.compile."""
     network: Optional[NetworkConfig] = None
     """In place of the methods'."""
-    student: Tuple[Tuple[str, int], ...] = ()
+    student: Tuple[Tuple[str, object], ...] = ()
     """Options of the datamanager that differ from the methods'."""
     teacher_rays: Optional[int] = None
     """Rays in a teacher's batch; None: the method's."""
@@ -47,7 +47,7 @@ TINY = Sizes(
     side=32, num_train=6, teacher_steps=3, student_seconds=3.0, timed_steps=3, compiles=False, network=TINY_NETWORK,
     teacher_rays=64,
     student=(("patches_per_batch", 4), ("patch_cells", 2), ("pool_views", 4), ("initial_views", 2),
-             ("reprojected_views", 2)),
+             ("reprojected_views", 2), ("near_far", (2.0, 6.0))),
 )  # fmt: skip
 
 
@@ -106,7 +106,7 @@ class Place:
             config.pipeline.model.network = copy.deepcopy(self.sizes.network)
             config.pipeline.model.network.batch_norm = batch_norm
         for name, value in self.sizes.student:
-            if getattr(config.pipeline.datamanager, name) is not None:  # the published recipe takes whole views
+            if name != "patch_cells" or config.pipeline.datamanager.patch_cells is not None:  # None: whole views
                 setattr(config.pipeline.datamanager, name, value)
         return config
 

@@ -38,7 +38,7 @@ from mobiler2l_ns.training.metrics import psnr, ssim
 
 PUBLISHED = {"synthetic": 31.34, "forward-facing": 26.15}  # PSNR in dB of MobileR2L: Cao et al., CVPR 2023, Table 1
 MARKS = {"transforms_train.json": "synthetic", "poses_bounds.npy": "forward-facing"}
-STRIDES = {"synthetic": (2, 2, 2), "forward-facing": (2, 2, 3)}  # 800x800 and 1008x756 pixels, as published
+FORWARD_FACING_STRIDES = (2, 2, 3)  # 84x63 rays to 1008x756 pixels, as published; 8 does not divide 756
 
 
 @dataclass
@@ -107,8 +107,9 @@ def measure_scene(name: str, kind: str, options: Options) -> Dict:
 
     teacher = trained(config_of(options.teacher, options.teacher_steps))
     config = config_of(options.method, options.steps)
-    if config.pipeline.model.network.upscale != 1:
-        config.pipeline.model.network.sr_strides = STRIDES[kind]
+    network = config.pipeline.model.network
+    if kind == "forward-facing" and len(network.sr_strides) == len(FORWARD_FACING_STRIDES):
+        network.sr_strides = FORWARD_FACING_STRIDES
     datamanager = config.pipeline.datamanager
     datamanager.teacher.load_config = teacher / "config.yml"
     for option, value in options.changes.items():
