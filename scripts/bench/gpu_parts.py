@@ -10,7 +10,7 @@ from make_demo_scene import make_demo_scene
 from bench import teacher as frozen_teachers
 from bench.common import median_milliseconds, peak_memory
 from bench.distillation import pairs, student_pairs
-from bench.gpu_place import NUM_PHOTOS, Place, quality, save_picture
+from bench.gpu_place import Place, quality, save_picture
 from bench.published_files import session
 from bench.runs import figures_of, trained
 from bench.training import steps_within, train
@@ -41,7 +41,8 @@ def environment(place: Place) -> Dict:
 def scene(place: Place) -> Dict:
     """The demo scene's photos."""
     sizes = place.sizes
-    make_demo_scene(place.demo, resolution=sizes.side, num_train=sizes.num_train, num_val=2, num_test=NUM_PHOTOS)
+    counts = {"num_train": sizes.num_train, "num_val": 2, "num_test": sizes.num_photos}
+    make_demo_scene(place.demo, resolution=sizes.side, **counts)
     return {"photos": sizes.num_train, "side": sizes.side}
 
 

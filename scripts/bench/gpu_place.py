@@ -17,7 +17,6 @@ from mobiler2l_ns.student.network import NetworkConfig
 from mobiler2l_ns.trainer import DistillationTrainerConfig
 from mobiler2l_ns.training.metrics import psnr, ssim
 
-NUM_PHOTOS = 16  # held-out photos that a score is the mean of
 TINY_NETWORK = NetworkConfig(depth=6, width=16, sr_widths=(8, 8, 8))
 
 
@@ -29,6 +28,8 @@ class Sizes:
     """Pixels of the demo scene's photos."""
     num_train: int = 100
     """Its training photos."""
+    num_photos: int = 16
+    """Held-out photos that a score is the mean of."""
     teacher_steps: int = 4000
     student_seconds: float = 420.0
     """Time of each student, teacher's views included."""
@@ -44,7 +45,7 @@ class Sizes:
 
 
 TINY = Sizes(
-    side=32, num_train=6, teacher_steps=3, student_seconds=3.0, timed_steps=3, compiles=False, network=TINY_NETWORK,
+    side=32, num_train=6, num_photos=2, teacher_steps=3, student_seconds=1.0, timed_steps=3, compiles=False, network=TINY_NETWORK,
     teacher_rays=64,
     student=(("patches_per_batch", 4), ("patch_cells", 2), ("pool_views", 4), ("initial_views", 2),
              ("reprojected_views", 2), ("near_far", (2.0, 6.0))),
@@ -114,7 +115,7 @@ class Place:
         """Held-out photos at a size (H, W), or at their own."""
         dataset = held_out_dataset(self.config(scene, "mobiler2l"))
         own = int(dataset.cameras.height[0]), int(dataset.cameras.width[0])
-        return load_photos(dataset, *(size or own), 1, self.device, limit=NUM_PHOTOS)
+        return load_photos(dataset, *(size or own), 1, self.device, limit=self.sizes.num_photos)
 
 
 def quality(views) -> Dict[str, float]:
