@@ -45,8 +45,8 @@ class Sizes:
 
 
 TINY = Sizes(
-    side=32, num_train=6, num_photos=2, teacher_steps=3, student_seconds=1.0, timed_steps=3, compiles=False, network=TINY_NETWORK,
-    teacher_rays=64,
+    side=32, num_train=6, num_photos=2, teacher_steps=3, student_seconds=1.0, timed_steps=3, compiles=False,
+    network=TINY_NETWORK, teacher_rays=64,
     student=(("patches_per_batch", 4), ("patch_cells", 2), ("pool_views", 4), ("initial_views", 2),
              ("reprojected_views", 2), ("near_far", (2.0, 6.0))),
 )  # fmt: skip
