@@ -28,6 +28,11 @@ def checkpoint_paths(config_path: Path, config) -> List[Path]:
     return sorted((config_path.parent / config.relative_model_dir).glob("step-*.ckpt"))
 
 
+def num_steps(checkpoint: Path) -> int:
+    """How many steps a checkpoint's run had taken, by the file's name."""
+    return int(checkpoint.stem.split("-")[1]) + 1
+
+
 def find_runs(outputs: Path) -> List[Path]:
     """The config.yml of every run below ``outputs``, newest first."""
     return sorted(outputs.glob("*/*/*/config.yml"), key=lambda path: path.stat().st_mtime, reverse=True)

@@ -19,6 +19,7 @@ from torch.cuda.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from mobiler2l_ns.compat import check_command
+from mobiler2l_ns.data.photos import PhotoSet
 from mobiler2l_ns.datamanager import DistillationDataManager, DistillationDataManagerConfig
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.command import ExportMobileR2L
@@ -118,9 +119,13 @@ class DistillationPipeline(VanillaPipeline):
     def validation_psnr(self) -> float:
         """PSNR in dB on the photos that are held out of the whole run."""
         assert self.datamanager.validation is not None
+        return self.mean_psnr(self.datamanager.validation)
+
+    def mean_psnr(self, photos: PhotoSet) -> float:
+        """Mean PSNR in dB of the student's views of photos, outside the training time."""
         render = self.model.get_outputs_for_camera
         with self.datamanager.budget.exclude():
-            scores = [psnr(render(camera)["rgb"].clamp(0, 1), photo) for camera, photo in self.datamanager.validation]
+            scores = [psnr(render(camera)["rgb"].clamp(0, 1), photo) for camera, photo in photos]
         return sum(scores) / len(scores)
 
     def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> List[TrainingCallback]:

@@ -1,17 +1,31 @@
 """nerfstudio's Trainer with atomic checkpoints, a config.yml with the options that were used, and quick memory."""
 
 import os
+import random
 import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Literal, Optional, Type
 
+import numpy as np
+import torch
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
-from nerfstudio.utils import comms
+from nerfstudio.utils import comms, writer
 
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.training.memory import keep_freed_memory
 from mobiler2l_ns.training.schedulers import CosineLR
+
+
+def seed_all(seed: int) -> None:
+    """Seeds all random numbers, as ns-train does."""
+    for seeded in (random.seed, np.random.seed, torch.manual_seed):
+        seeded(seed)
+
+
+def forget_writers() -> None:
+    """Ends the event files of the last run: nerfstudio keeps them, and a process's next run would write into them."""
+    writer.EVENT_WRITERS.clear()
 
 
 @dataclass

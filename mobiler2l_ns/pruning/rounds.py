@@ -1,19 +1,16 @@
 """One round of pruning: an ordinary run of the student, whose network becomes smaller before the first step."""
 
 import copy
-import random
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, cast
 
-import numpy as np
 import torch
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.optimizers import Optimizers
-from nerfstudio.utils import writer
 from torch import Tensor
 
-from mobiler2l_ns.checkpoints import checkpoint_paths
+from mobiler2l_ns.checkpoints import checkpoint_paths, num_steps
 from mobiler2l_ns.datamanager import DistillationDataManagerConfig
 from mobiler2l_ns.model import MobileR2LModel, MobileR2LModelConfig
 from mobiler2l_ns.pipeline import DistillationPipeline, DistillationPipelineConfig
@@ -31,8 +28,7 @@ from mobiler2l_ns.pruning.report import Record, load_record, measure
 from mobiler2l_ns.pruning.selection import choose_channels
 from mobiler2l_ns.run_config import read_config
 from mobiler2l_ns.student.network import MobileR2LNetwork
-from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig
-from mobiler2l_ns.training.metrics import psnr
+from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig, forget_writers, seed_all
 from mobiler2l_ns.training.progress import log_line
 
 WITHOUT_VIEWER = {
@@ -158,8 +154,7 @@ def run_round(
                 begin_schedule(config, options)
             record.save(config.get_base_dir())
 
-    for seeded in (random.seed, np.random.seed, torch.manual_seed):
-        seeded(config.machine.seed)
+    seed_all(config.machine.seed)
     trainer = PruningTrainer(config, change, options.rate)
     trainer.setup("val")
     pipeline = cast(DistillationPipeline, trainer.pipeline)
@@ -168,7 +163,7 @@ def run_round(
         after_step = TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], lambda step: zeros.apply())
         trainer.callbacks.insert(0, after_step)  # before fine-tuning copies the best weights
     trainer.train()
-    writer.EVENT_WRITERS.clear()  # nerfstudio keeps them, and the next round would write into this one's folder
+    forget_writers()
     record.after = measure(pipeline.model, held_out_psnr(pipeline))
     record.save(config.get_base_dir())
 
@@ -252,7 +247,7 @@ def resumed_config(folder: Path) -> Optional[DistillationTrainerConfig]:
     saved = checkpoint_paths(folder / "config.yml", config)
     if not saved:
         return None
-    done = int(saved[-1].stem.split("-")[1]) + 1
+    done = num_steps(saved[-1])
     log_line(f"It goes on after {done} of {config.max_num_iterations} steps.")
     config.load_dir, config.max_num_iterations = saved[-1].parent, max(1, config.max_num_iterations - done)
     return config
@@ -260,8 +255,5 @@ def resumed_config(folder: Path) -> Optional[DistillationTrainerConfig]:
 
 def held_out_psnr(pipeline: DistillationPipeline) -> float:
     """Mean PSNR in dB of a few held-out photos."""
-    model = pipeline.model.eval()
-    pairs = ((model.get_outputs_for_camera(camera)["rgb"], photo) for camera, photo in pipeline.datamanager.eval_photos)
-    with pipeline.datamanager.budget.exclude():
-        scores = [psnr(view.clamp(0, 1), photo) for view, photo in pairs]
-    return sum(scores) / len(scores)
+    pipeline.model.eval()
+    return pipeline.mean_psnr(pipeline.datamanager.eval_photos)

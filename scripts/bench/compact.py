@@ -19,8 +19,8 @@ import tyro
 
 from bench.common import CPU, console, median_milliseconds, new_table, plot_curves, with_machine, write_figures
 from bench.distillation import Options as CaptureOptions
-from bench.distillation import capture_config, mean_of, student_pairs
-from bench.published_files import session
+from bench.distillation import capture_config, mean_of, quality, student_pairs
+from bench.published_files import pipeline_call
 from bench.surface_cost import Shape, student
 from bench.training import Run, steps_within, train
 from mobiler2l_ns import method_configs
@@ -28,12 +28,10 @@ from mobiler2l_ns.data.photos import load_photos
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.comparison import held_out_dataset
 from mobiler2l_ns.export.onnx_files import trace_pipeline
-from mobiler2l_ns.model import MobileR2LModelConfig
 from mobiler2l_ns.pruning.report import measure
 from mobiler2l_ns.student.network import NetworkConfig
-from mobiler2l_ns.student.viewing_range import viewing_range
 from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig
-from mobiler2l_ns.training.metrics import psnr, ssim
+from mobiler2l_ns.training.metrics import psnr
 
 LARGE, COMPACT = "mobiler2l", "mobiler2l-compact"
 METHODS = {name: getattr(method_configs, name.replace("-", "_")).config for name in (LARGE, COMPACT)}
@@ -79,10 +77,8 @@ def measure_shapes(options: Options) -> Dict[str, Dict]:
     models.update({name: replace(models[LARGE], network=network) for name, network in TRIED.items()})
     sides, found = {}, {}
     for name, model in models.items():
-        built = student(Shape(CELLS, model), surface_of(model))
-        files = session(trace_pipeline(built, "rgb", "fp32", 20), options.threads)
-        feed = {"c2w": viewing_range(built).sample(1).numpy()}
-        sides[name] = lambda files=files, feed=feed: files.run(None, feed)
+        built = student(Shape(CELLS, model), {})
+        sides[name] = pipeline_call(trace_pipeline(built, "rgb", "fp32", 20), built, options.threads)
         figures = measure(built)
         found[name] = {"gmac": figures.gmac, "megabytes_fp16": figures.megabytes_fp16}
     median_milliseconds(sides, max(1, options.runs // 10))  # warms up
@@ -91,11 +87,6 @@ def measure_shapes(options: Options) -> Dict[str, Dict]:
         name: {**figures, "milliseconds": times[name], "latency_ratio": round(times[name] / times[LARGE], 3)}
         for name, figures in found.items()
     }
-
-
-def surface_of(model: MobileR2LModelConfig) -> Dict[str, int]:
-    """The options of a method's surface code."""
-    return {name: getattr(model, name) for name in ("surface_octaves", "surface_refinements", "surface_width")}
 
 
 def train_for(options: Options, method: str, outputs: Path) -> Tuple[Run, Dict[str, float]]:
@@ -112,8 +103,7 @@ def train_for(options: Options, method: str, outputs: Path) -> Tuple[Run, Dict[s
     config.max_num_iterations = steps_within(config, options.seconds, PROBE_STEPS, options.seed)
     run, trainer = train(config, options.seed, score, 12)
     model = trainer.pipeline.model.eval()
-    found = list(student_pairs(model, photos[0]))
-    return run, {"psnr": mean_of(psnr, found), "ssim": mean_of(ssim, found), "seconds": run.seconds}
+    return run, {**quality(student_pairs(model, photos[0])), "seconds": run.seconds}
 
 
 def config_of(options: Options, method: str, outputs: Path) -> DistillationTrainerConfig:

@@ -141,6 +141,12 @@ def mean_of(metric: Callable, images: Iterable[Tuple[Tensor, Tensor]]) -> float:
     return mean(metric(*pair) for pair in images)
 
 
+def quality(images: Iterable[Tuple[Tensor, Tensor]]) -> Dict[str, float]:
+    """Mean PSNR in dB and SSIM over pairs of images."""
+    images = list(images)
+    return {"psnr": mean_of(psnr, images), "ssim": mean_of(ssim, images)}
+
+
 def capture_table(results: Dict) -> Table:
     """PSNR and SSIM of teacher and student, and what the run cost."""
     run, tuning = results["runs"][0], results["fine_tuning"]

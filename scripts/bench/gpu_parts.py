@@ -9,13 +9,13 @@ from make_demo_scene import make_demo_scene
 
 from bench import teacher as frozen_teachers
 from bench.common import median_milliseconds, peak_memory
-from bench.distillation import pairs, student_pairs
-from bench.gpu_place import Place, quality, save_picture
-from bench.published_files import session
+from bench.distillation import pairs, quality, student_pairs
+from bench.gpu_place import Place, save_picture
+from bench.published_files import pipeline_call
 from bench.runs import figures_of, trained
 from bench.training import steps_within, train
+from mobiler2l_ns.data.time_budget import synchronize
 from mobiler2l_ns.export.onnx_files import trace_pipeline
-from mobiler2l_ns.student.viewing_range import viewing_range
 from mobiler2l_ns.teacher.frozen import FrozenTeacher
 
 Part = Callable[[Place], Dict]
@@ -58,16 +58,14 @@ def teacher(method: str, scene: str = "demo") -> Part:
         run = trained(config)
         photos, found = place.held_out(scene), FrozenTeacher(run / "config.yml", place.device)
         found.render(photos.cameras[:1])  # the first view includes what is set up once
-        synchronize(place)
+        synchronize(place.device)
         start = time.perf_counter()
-        for camera, _ in photos:
-            found.render(camera)
-        synchronize(place)
-        rays = photos.images[..., 0].numel()
+        views = list(pairs(found.render, photos))
+        seconds = time.perf_counter() - start
         return {
             **figures_of(run),
-            **quality(pairs(found.render, photos)),
-            "rays_per_second": round(rays / (time.perf_counter() - start)),
+            **quality(views),
+            "rays_per_second": round(photos.images[..., 0].numel() / seconds),
             "peak_memory_mb": round(peak_memory(place.device) / 1e6),
         }
 
@@ -102,7 +100,7 @@ def time_steps(place: Place, precision: str, compiler) -> Dict:
     def score(trainer) -> float:  # the first call comes after a quarter of the steps
         if compiler is not None:
             trainer.pipeline.model.network.compile(mode=compiler)
-        synchronize(place)
+        synchronize(place.device)
         return 0.0
 
     try:
@@ -158,10 +156,10 @@ def views_within(place: Place, scene: str, seconds: float) -> int:
     found = FrozenTeacher(place.teacher(scene), place.device)
     cameras = place.held_out(scene).cameras
     found.render(cameras[:1])
-    synchronize(place)
+    synchronize(place.device)
     start = time.perf_counter()
     found.render(cameras[1:2])
-    synchronize(place)
+    synchronize(place.device)
     return max(4, int(seconds / (time.perf_counter() - start)))
 
 
@@ -180,9 +178,8 @@ def latency(place: Place) -> Dict:
             sides[f"{method}, torch, {name}"] = render_call(place, model, dtype)
         if CUDA_PROVIDER in onnxruntime.get_available_providers():
             exported = model.copy_to_cpu()
-            files = session(trace_pipeline(exported, "rgb", "fp32", 20), 0, CUDA_PROVIDER)
-            feed = {"c2w": viewing_range(exported).sample(1).numpy()}
-            sides[f"{method}, onnxruntime, fp32"] = lambda files=files, feed=feed: files.run(None, feed)
+            graph = trace_pipeline(exported, "rgb", "fp32", 20)
+            sides[f"{method}, onnxruntime, fp32"] = pipeline_call(graph, exported, 0, CUDA_PROVIDER)
     median_milliseconds(sides, 3)  # warms up
     return median_milliseconds(sides, 20)
 
@@ -194,15 +191,9 @@ def render_call(place: Place, model, dtype: Optional[torch.dtype]) -> Callable[[
     def render() -> None:
         with torch.no_grad(), torch.autocast(place.device.type, dtype or torch.bfloat16, dtype is not None):
             model.get_outputs_for_camera(camera)
-        synchronize(place)
+        synchronize(place.device)
 
     return render
-
-
-def synchronize(place: Place) -> None:
-    """Waits for a GPU."""
-    if place.device.type == "cuda":
-        torch.cuda.synchronize(place.device)
 
 
 PARTS: Dict[str, Part] = {

@@ -3,11 +3,11 @@
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Optional, Tuple
+from typing import Optional, Tuple
 
 import torch
 
-from bench.common import default_device, mean
+from bench.common import default_device
 from bench.distillation import pairs, student_pairs
 from bench.training import capture_parser, method_config
 from mobiler2l_ns.data.photos import PhotoSet, load_photos
@@ -15,7 +15,6 @@ from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.comparison import held_out_dataset
 from mobiler2l_ns.student.network import NetworkConfig
 from mobiler2l_ns.trainer import DistillationTrainerConfig
-from mobiler2l_ns.training.metrics import psnr, ssim
 
 TINY_NETWORK = NetworkConfig(depth=6, width=16, sr_widths=(8, 8, 8))
 
@@ -116,12 +115,6 @@ class Place:
         dataset = held_out_dataset(self.config(scene, "mobiler2l"))
         own = int(dataset.cameras.height[0]), int(dataset.cameras.width[0])
         return load_photos(dataset, *(size or own), 1, self.device, limit=self.sizes.num_photos)
-
-
-def quality(views) -> Dict[str, float]:
-    """Mean PSNR and SSIM of pairs of a view and a photo."""
-    views = list(views)
-    return {"psnr": mean(psnr(*pair) for pair in views), "ssim": mean(ssim(*pair) for pair in views)}
 
 
 def save_picture(path: Path, photos: PhotoSet, model, teacher) -> None:

@@ -20,8 +20,8 @@ import tyro
 
 from bench.common import CPU, console, median_milliseconds, new_table, with_machine, write_figures
 from bench.distillation import Options as CaptureOptions
-from bench.distillation import capture_config, mean_of, student_pairs
-from bench.published_files import session
+from bench.distillation import capture_config, quality, student_pairs
+from bench.published_files import pipeline_call
 from bench.runs import trained
 from mobiler2l_ns import method_configs
 from mobiler2l_ns.data.photos import load_photos
@@ -34,8 +34,6 @@ from mobiler2l_ns.pruning.channels import group_sizes, macs_a_ray, network_layer
 from mobiler2l_ns.pruning.command import PruneMobileR2L
 from mobiler2l_ns.pruning.report import measure
 from mobiler2l_ns.student.network import MobileR2LNetwork, NetworkConfig
-from mobiler2l_ns.student.viewing_range import viewing_range
-from mobiler2l_ns.training.metrics import psnr, ssim
 
 SERIES = {"unpruned": "tab:gray", "round": "tab:blue", "one-shot": "tab:orange", "dense": "tab:green"}
 
@@ -145,15 +143,12 @@ def measure_students(students: Dict[str, TrainedStudent], options: Options) -> D
     for name, student in students.items():
         model = student.model
         graph = trace_pipeline(model, "rgb", "fp32", 20)
-        files, feed = session(graph, options.threads), {"c2w": viewing_range(model).sample(1).numpy()}
-        sides[name] = lambda files=files, feed=feed: files.run(None, feed)
+        sides[name] = pipeline_call(graph, model, options.threads)
         photos = load_photos(held_out_dataset(student.config), *model.size, model.upscale, model.device)
-        pairs = list(student_pairs(model, photos))
         found[name] = {
             **asdict(measure(model)),
             "file_megabytes": round(graph.ByteSize() / 1e6, 3),
-            "psnr": mean_of(psnr, pairs),
-            "ssim": mean_of(ssim, pairs),
+            **quality(student_pairs(model, photos)),
         }
     median_milliseconds(sides, max(2, options.runs // 10))  # warms up
     times = median_milliseconds(sides, options.runs)

@@ -11,7 +11,7 @@ interrupted goes on from its last checkpoint. Scores are means over the held-out
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 if __name__ == "__main__":  # modules are found in scripts/, not in scripts/bench/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -23,18 +23,17 @@ from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConf
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
 from bench.common import console, default_device, mean, new_table, with_machine, write_figures
-from bench.distillation import mean_of, pairs, student_pairs
+from bench.distillation import pairs, quality, student_pairs
 from bench.llff import HELD_OUT_EVERY, convert_llff
 from bench.runs import figures_of, trained
 from bench.training import method_config
-from mobiler2l_ns.data.photos import PhotoSet, load_photos
+from mobiler2l_ns.data.photos import load_photos
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.command import load_student
 from mobiler2l_ns.export.comparison import held_out_dataset
 from mobiler2l_ns.pruning.report import measure
 from mobiler2l_ns.run_config import read_config
 from mobiler2l_ns.teacher.frozen import FrozenTeacher
-from mobiler2l_ns.training.metrics import psnr, ssim
 
 PUBLISHED = {"synthetic": 31.34, "forward-facing": 26.15}  # PSNR in dB of MobileR2L: Cao et al., CVPR 2023, Table 1
 MARKS = {"transforms_train.json": "synthetic", "poses_bounds.npy": "forward-facing"}
@@ -123,7 +122,7 @@ def score_scene(teacher: Path, student: Path) -> Dict:
     model, config = load_student(student / "config.yml").model.to(default_device()), read_config(student / "config.yml")
     photos = load_photos(held_out_dataset(config), *model.size, model.upscale, model.device)
     frozen = FrozenTeacher(teacher / "config.yml", model.device)
-    found = {"teacher": score(frozen.render, photos), "student": score(None, photos, model)}
+    found = {"teacher": quality(pairs(frozen.render, photos)), "student": quality(student_pairs(model, photos))}
     figures = measure(model)
     return {
         "photos": len(photos),
@@ -134,12 +133,6 @@ def score_scene(teacher: Path, student: Path) -> Dict:
         "megabytes_fp16": figures.megabytes_fp16,
         "gmac": figures.gmac,
     }
-
-
-def score(render: Optional[Callable], photos: PhotoSet, model=None) -> Dict[str, float]:
-    """PSNR and SSIM of rendered photos."""
-    views = list(student_pairs(model, photos) if render is None else pairs(render, photos))
-    return {"psnr": mean_of(psnr, views), "ssim": mean_of(ssim, views)}
 
 
 def measure_all(options: Options) -> Dict[str, Dict]:

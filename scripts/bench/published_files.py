@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mobiler2l_ns.export.onnx_files import trace_network
 from mobiler2l_ns.export.onnx_graph import trace
+from mobiler2l_ns.student.viewing_range import viewing_range
 
 
 class WideSampler(nn.Module):
@@ -60,6 +61,12 @@ def session(graph, threads: int, provider: str = "CPUExecutionProvider"):
     settings.intra_op_num_threads = threads
     settings.log_severity_level = 3
     return onnxruntime.InferenceSession(graph.SerializeToString(), settings, providers=[provider])
+
+
+def pipeline_call(graph, model, threads: int, provider: str = "CPUExecutionProvider") -> Callable[[], object]:
+    """A function that renders a pose of the model's range with its pipeline.onnx."""
+    files, feed = session(graph, threads, provider), {"c2w": viewing_range(model).sample(1).numpy()}
+    return lambda: files.run(None, feed)
 
 
 def reference_graphs(model) -> Dict[str, object]:

@@ -8,8 +8,8 @@ from typing import Dict
 from nerfstudio.engine.trainer import TrainerConfig
 
 from bench.common import console
-from bench.training import forget_writers, seed_all
-from mobiler2l_ns.checkpoints import checkpoint_paths
+from mobiler2l_ns.checkpoints import checkpoint_paths, num_steps
+from mobiler2l_ns.trainer import forget_writers, seed_all
 
 FIGURES = "bench.json"  # written beside config.yml when a run has ended
 
@@ -25,7 +25,7 @@ def trained(config: TrainerConfig) -> Path:
         return folder
     saved, done = checkpoint_paths(folder / "config.yml", config), 0
     if saved:
-        done = int(saved[-1].stem.split("-")[1]) + 1
+        done = num_steps(saved[-1])
         config.load_dir, config.max_num_iterations = saved[-1].parent, max(1, steps - done)
     console.print(f"{folder}: {steps - done} steps")
     config.save_config()

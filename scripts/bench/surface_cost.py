@@ -21,13 +21,12 @@ import tyro
 from nerfstudio.data.scene_box import SceneBox
 
 from bench.common import CPU, console, milliseconds, new_table, with_machine, write_figures
-from bench.published_files import session
+from bench.published_files import pipeline_call
 from mobiler2l_ns import method_configs
 from mobiler2l_ns.data.student_camera import StudentCamera
 from mobiler2l_ns.export.onnx_files import trace_pipeline
 from mobiler2l_ns.model import MobileR2LModel, MobileR2LModelConfig
 from mobiler2l_ns.student.network import NetworkConfig, count_macs
-from mobiler2l_ns.student.viewing_range import viewing_range
 
 PERCENTILES = (0, 10, 50)
 
@@ -97,9 +96,7 @@ def measure(shape: Shape, options: Options, rounds: int) -> Dict:
         model = student(shape, {**surface, **changed})
         grid = model.sampler.grid.tolist()
         macs[name] = count_macs(model.embedder, *grid) + count_macs(model.network, *grid)
-        files = session(trace_pipeline(model, "rgb", "fp32", 20), options.threads)
-        feed = {"c2w": viewing_range(model).sample(1).numpy()}
-        runs[name] = lambda files=files, feed=feed: files.run(None, feed)
+        runs[name] = pipeline_call(trace_pipeline(model, "rgb", "fp32", 20), model, options.threads)
     percentiles_of_time(runs, max(2, rounds // 10))  # warms up
     network = shape.model.network
     times = percentiles_of_time(runs, rounds)

@@ -5,25 +5,22 @@ scoring of held-out views is left out.
 """
 
 import copy
-import random
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Iterator, List, Optional, Tuple
 
-import numpy as np
 import torch
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.callbacks import TrainingCallbackLocation
-from nerfstudio.utils import writer
 
 from bench.common import console, default_device
 from mobiler2l_ns import method_configs
 from mobiler2l_ns.student.network import count_parameters
-from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig
+from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig, forget_writers, seed_all
 
 ScoreFunction = Callable[[DistillationTrainer], float]
 
@@ -130,17 +127,6 @@ def steps_within(config: DistillationTrainerConfig, seconds: float, probe_steps:
     # The initial views use up the teacher's share of the time at first, so the probe has none of its later views.
     own_share = 1 - config.pipeline.datamanager.filling_share
     return max(probe_steps, round(own_share * (seconds - first.seconds) / seconds_a_step))
-
-
-def seed_all(seed: int) -> None:
-    """Seeds all random numbers."""
-    for seeded in (random.seed, np.random.seed, torch.manual_seed):
-        seeded(seed)
-
-
-def forget_writers() -> None:
-    """Ends the event files of the last run: nerfstudio keeps them for good, and their folder may be gone."""
-    writer.EVENT_WRITERS.clear()
 
 
 class Stopwatch:
