@@ -15,16 +15,17 @@ import time
 from pathlib import Path
 from typing import Dict, List, NoReturn, Optional, Tuple, Union
 
+from quickstart_report import next_steps, summary
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 MAX_SIDE = 640
 DEMO_SIDE = 320
 UPSCALE = 4
-STEP = re.compile(r"^(\d+) \((\d+\.\d+)%\)")
+# A line of ns-train's table, or of ns-process-mobiler2l: "matching: 12 of 50 (24.00%)".
+STEP = re.compile(r"^(?:(?P<name>[\w ]+): )?\d+(?: of \d+)? \((?P<percent>\d+\.\d+)%\)")
 console = Console()
 
 
@@ -38,7 +39,7 @@ class Quickstart:
 
     def __init__(self, data: Path, scene: str):
         self.data, self.scene = data, scene
-        self.parser = find_parser(data)
+        self.parser = find_parser(data) or fail(f"{data} has no poses: make them with ns-process-mobiler2l.")
         self.exports = ROOT / "exports" / scene
         self.outputs = ROOT / "outputs"
         self.state_path = self.outputs / scene / "quickstart.json"
@@ -53,17 +54,18 @@ class Quickstart:
         device = "cuda" if _has_cuda() else "cpu"
         common = ["--machine.device-type", device, "--data", str(self.data), "--output-dir", str(self.outputs)]
         common += ["--experiment-name", self.scene]
-        self.train("teacher", ["mobiler2l-teacher-small", *common, *teacher_options(self.parser), self.parser])
+        width, height, is_object = first_photo(self.data, self.parser)
+        self.train("teacher", ["mobiler2l-teacher-small", *common, *teacher_options(is_object), self.parser])
         student = [
             "--pipeline.datamanager.teacher.load-config",
             self.state["teacher"],
             "--pipeline.model.export-when-done",
             "False",
         ]
-        size = image_size(self.data, self.parser)
+        size = student_size(width, height)
         if size is not None:
             student += ["--pipeline.datamanager.image-size", *map(str, size)]
-        self.train("student", ["mobiler2l-small", *common, *student, *student_options(self.parser), self.parser])
+        self.train("student", ["mobiler2l-small", *common, *student, *student_options(is_object), self.parser])
         self.export()
         self.finish()
 
@@ -110,7 +112,7 @@ class Quickstart:
         report["peak_memory_mb"] = peak_memory_mb()
         path.write_text(json.dumps(report, indent=2) + "\n")
         console.print(summary(report, self.scene))
-        console.print(next_steps(self.state, self.exports))
+        console.print(next_steps(_short(self.state["student"]), _short(str(self.exports))))
 
 
 def peak_memory_mb() -> int:
@@ -123,7 +125,8 @@ def run(stage: str, command: List[str], log: Path) -> None:
     """Runs a command with a progress bar; ends the quickstart with its message if it fails."""
     console.print(f"[bold]{stage}[/bold]: {shlex.join(_short(word) for word in command)}")
     log.parent.mkdir(parents=True, exist_ok=True)
-    columns = [BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(), TimeRemainingColumn()]
+    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %")]
+    columns += [TimeElapsedColumn(), TimeRemainingColumn()]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
     with Progress(*columns, console=console) as progress, log.open("w") as sink:
         task = progress.add_task(stage, total=100)
@@ -133,27 +136,26 @@ def run(stage: str, command: List[str], log: Path) -> None:
         for line in process.stdout:
             sink.write(line)
             if match := STEP.match(line):
-                progress.update(task, completed=float(match[2]))
+                progress.update(task, description=match["name"] or stage, completed=float(match["percent"]))
         if process.wait() == 0:
             progress.update(task, completed=100)
     if process.returncode != 0:
         fail(f"{stage} stopped: {_last_words(log)} (the whole output is in {_short(log)})")
 
 
-def find_parser(data: Path) -> str:
-    """The nerfstudio parser that reads a folder."""
+def find_parser(data: Path) -> Optional[str]:
+    """The nerfstudio parser that reads a folder; None for photos without poses, and for a video."""
     if (data / "transforms_train.json").is_file():
         return "blender-data"
     if (data / "transforms.json").is_file():
         return "nerfstudio-data"
-    if (data / "colmap").is_dir() or (data / "sparse").is_dir():
+    if (data / "colmap" / "sparse").is_dir() or (data / "sparse").is_dir():
         return "colmap"
-    fail(f"{data} holds no transforms.json, no transforms_train.json and no colmap/ folder: "
-         "make poses with ns-process-data, or leave DATA_DIR out for the demo scene.")  # fmt: skip
+    return None
 
 
-def image_size(data: Path, parser: str) -> Optional[Tuple[int, int]]:
-    """Width and height of a student that a laptop trains in minutes; None if the photos have this size."""
+def first_photo(data: Path, parser: str) -> Tuple[int, int, bool]:
+    """Width, height and whether it can be transparent, of the first photo of a capture."""
     from PIL import Image
 
     name = "transforms_train.json" if parser == "blender-data" else "transforms.json"
@@ -162,72 +164,30 @@ def image_size(data: Path, parser: str) -> Optional[Tuple[int, int]]:
         photo = data / frames[0]["file_path"] if frames else next((data / "images").iterdir())
         photo = photo if photo.is_file() else photo.with_suffix(".png")
         with Image.open(photo) as image:
-            width, height = image.size
+            return *image.size, image.mode == "RGBA"
     except (OSError, ValueError, KeyError, IndexError, TypeError, StopIteration) as error:
         fail(f"the first photo of {data} cannot be read ({error}): correct its {name}.")
+
+
+def student_size(width: int, height: int) -> Optional[Tuple[int, int]]:
+    """Width and height of a student that a laptop trains in minutes; None if the photos have this size."""
     shrink = min(1.0, MAX_SIDE / max(width, height))
     size = [max(UPSCALE, round(side * shrink / UPSCALE) * UPSCALE) for side in (width, height)]
     return None if size == [width, height] else (size[0], size[1])
 
 
-def teacher_options(parser: str) -> List[str]:
+def teacher_options(is_object: bool) -> List[str]:
     """A real capture has a background, near and far: more samples a ray than a bounded scene needs."""
-    if parser == "blender-data":
+    if is_object:
         return []
     return ["--pipeline.model.num-proposal-samples-per-ray", "64", "--pipeline.model.num-nerf-samples-per-ray", "24"]
 
 
-def student_options(parser: str) -> List[str]:
+def student_options(is_object: bool) -> List[str]:
     """An object fills a third of its photos, and its student gains nothing from reprojected views."""
-    if parser != "blender-data":
+    if not is_object:
         return []
     return ["--pipeline.datamanager.photo-share", "0.5", "--pipeline.datamanager.reprojected-share", "0"]
-
-
-def summary(report: Dict, scene: str) -> Table:
-    """The main figures as one table; PSNR and SSIM are against held-out photos."""
-    title = f"{scene}, {report['image']['width']}x{report['image']['height']}"
-    table = Table(title=title, title_justify="left", caption=_cost(report), caption_justify="left")
-    table.add_column()
-    for column in ("PSNR [dB]", "SSIM", "size [kB]", "time [ms]", "max |onnx - torch|"):
-        table.add_column(column, justify="right")
-    for name, value in report.get("psnr", {}).items():
-        table.add_row("onnxruntime" if name == "onnx" else name, f"{value:.2f}", f"{report['ssim'][name]:.3f}")
-    table.add_section()
-    for name, size in report["size_bytes"].items():
-        latency, parity = report["latency_ms"][name], report["parity"]["max_abs"][name]
-        table.add_row(name, "", "", f"{size / 1000:.0f}", f"{latency:.1f}", f"{parity:.1e}")
-    return table
-
-
-def _cost(report: Dict) -> str:
-    lines = [f"network: {report['params'] / 1e6:.2f} M parameters, {report['gmac']:.2f} GMAC a view"]
-    if pool := report["pool"]:
-        share = 100 * pool["share_of_training_time"]
-        lines.append(
-            f"teacher views: {pool['views']} in {pool['teacher_seconds']:.0f} s ({share:.0f} % of training), "
-            f"{pool['bytes'] / 1e6:.0f} MB in memory, nothing on disk"
-        )
-    if tuning := report.get("finetuning"):
-        lines.append(
-            f"fine-tuning on the photos: {tuning['psnr_before']:.2f} -> {tuning['psnr_after']:.2f} dB on held-out ones"
-        )
-    lines.append("seconds: " + ", ".join(f"{stage} {value:.0f}" for stage, value in report["seconds"].items()))
-    lines.append(f"peak memory of one process: {report['peak_memory_mb']} MB")
-    return "\n".join(lines)
-
-
-def next_steps(state: Dict, exports: Path) -> str:
-    """Commands to run next."""
-    student, folder = _short(state["student"]), _short(str(exports))
-    return (
-        f"Open {folder}/comparison.png; beside it is one folder of files for each target.\n"
-        "Next (inside .venv: source .venv/bin/activate):\n"
-        f"  python -m http.server --directory {folder}/web   (and open http://localhost:8000)\n"
-        f"  ns-viewer --load-config {student}\n"
-        f"  ns-eval --load-config {student} --output-path {folder}/eval.json\n"
-        f"  ns-render interpolate --load-config {student} --output-path {folder}/video.mp4   (needs ffmpeg)"
-    )
 
 
 def fail(message: str) -> NoReturn:
@@ -264,18 +224,36 @@ def demo_scene(seconds: Dict[str, float]) -> Path:
     return data
 
 
+def posed_capture(photos: Path, scene: str, seconds: Dict[str, float]) -> Path:
+    """Finds the poses of photos or of a video, unless that was done before."""
+    start, data = time.time(), ROOT / "data" / f"{scene}-posed"
+    command = [str(BIN / "ns-process-mobiler2l"), "--data", str(photos), "--output-dir", str(data)]
+    run("poses", command, ROOT / "outputs" / scene / "logs" / "poses.log")
+    seconds["poses"] = round(time.time() - start, 1)
+    report = json.loads((data / "process.json").read_text())["report"]
+    console.print(
+        f"{report['posed']} of {report['posed'] + len(report['unposed'])} photos have a pose; "
+        f"reprojection error {report['reprojection_error']:.2f} pixels; see {_short(data / 'poses.png')}"
+    )
+    return data
+
+
 def main() -> None:
     """Quickstart on the folder named on the command line, or on the demo scene."""
     if len(sys.argv) > 2 or (len(sys.argv) == 2 and sys.argv[1].startswith("-")):
-        fail("usage: bash scripts/quickstart.sh [DATA_DIR]")
+        fail("usage: bash scripts/quickstart.sh [PHOTOS]")
     seconds: Dict[str, float] = {}
     if len(sys.argv) == 2:
         data = Path(sys.argv[1]).expanduser().resolve()
-        if not data.is_dir():
-            fail(f"there is no folder {sys.argv[1]}: pass a posed capture, or nothing for the demo scene.")
+        if not data.exists():
+            fail(f"there is no {sys.argv[1]}: pass a folder of photos, a video, or nothing for the demo scene.")
+        scene = data.stem if data.is_file() else data.name
+        if data.is_file() or find_parser(data) is None:
+            data = posed_capture(data, scene, seconds)
     else:
         data = demo_scene(seconds)
-    quickstart = Quickstart(data, data.name)
+        scene = data.name
+    quickstart = Quickstart(data, scene)
     quickstart.state["seconds"].update({k: v for k, v in seconds.items() if k not in quickstart.state["seconds"]})
     quickstart.run()
 

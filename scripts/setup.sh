@@ -33,5 +33,9 @@ if ! .venv/bin/uv pip install --quiet --python .venv/bin/python --constraint con
     "on ARM), compilers are needed: apt install build-essential cmake python3-dev" >&2
   exit 1
 fi
+# Poses of photos: pycolmap has wheels for Linux on x86-64 (glibc 2.28), macOS on ARM and Windows.
+if ! .venv/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable '.[capture]'; then
+  echo "pycolmap cannot be installed here, so ns-process-mobiler2l finds no poses: use ns-process-data with COLMAP."
+fi
 echo "$wanted" > "$stamp"
 .venv/bin/python scripts/missing_packages.py

@@ -44,5 +44,5 @@ def test_broken_packages_leave_all_methods(found):
 def test_an_export_without_its_package_is_one_sentence(found, package):
     for failure in FAILURES:
         sentence = found["sentences"][f"{package} {failure}"]
-        assert sentence.startswith(f"mobiler2l: this export needs {package}") and "\n" not in sentence
+        assert sentence.startswith(f"mobiler2l: this command needs {package}") and "\n" not in sentence
         assert f"`uv pip install {INSTALL[package]}`" in sentence and "`bash scripts/setup.sh`" in sentence

@@ -13,7 +13,6 @@ from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.comparison import Comparison, compare
 from mobiler2l_ns.export.coreml_files import check_coreml, coreml_name, import_coremltools, write_coreml_files
 from mobiler2l_ns.export.onnx_files import OPSETS, check_size, write_onnx_files
-from mobiler2l_ns.export.optional import require
 from mobiler2l_ns.export.output_folder import (
     REPORT,
     check_output_dir,
@@ -37,6 +36,7 @@ from mobiler2l_ns.export.verification import (
 )
 from mobiler2l_ns.export.web_files import MODEL, check_web_options, write_web_files
 from mobiler2l_ns.model import MobileR2LModel, MobileR2LModelConfig
+from mobiler2l_ns.optional import require
 from mobiler2l_ns.run_config import read_config
 from mobiler2l_ns.student.network import Outputs
 from mobiler2l_ns.student.viewing_range import viewing_range

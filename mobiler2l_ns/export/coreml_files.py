@@ -16,10 +16,10 @@ import torch
 
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.onnx_files import intrinsics
-from mobiler2l_ns.export.optional import require
 from mobiler2l_ns.export.pose_graph import OUTPUT_NAMES, PoseToImage
 from mobiler2l_ns.export.snap_files import safe_name
 from mobiler2l_ns.model import MobileR2LModel
+from mobiler2l_ns.optional import require
 from mobiler2l_ns.student.network import Outputs
 
 _WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")

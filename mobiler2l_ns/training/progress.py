@@ -42,6 +42,28 @@ def stages(count: int) -> Iterator[Callable[[str], None]]:
         yield begin
 
 
+@contextmanager
+def progress_of(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Progress of ``total`` equal things (0: not known). Yields a function that takes how many are done.
+
+    Without a terminal one line is printed for each tenth, "NAME: 12 of 50 (24.00%)".
+    """
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as bar:
+        task = bar.add_task(name, total=total or None)
+        printed = 0
+
+        def advance(done: int) -> None:
+            nonlocal printed
+            bar.update(task, completed=done)
+            tenths = 10 * done // total if total else 0
+            if tenths > printed and not CONSOLE.is_terminal:
+                printed = tenths
+                log_line(f"{name}: {done} of {total} ({100 * done / total:.2f}%)")
+
+        yield advance
+
+
 def duration(seconds: float) -> str:
     """A duration with a unit that suits it: 40 s, 12 min, 3.5 h."""
     if seconds < 90:

@@ -1,4 +1,4 @@
-"""Packages of the extras ``export`` and ``coreml``: imported when an export needs them.
+"""Packages of the extras ``export``, ``coreml`` and ``capture``: imported when a command needs them.
 
 An installed package may also be broken. A wheel for another processor or numpy fails at import with nearly any error.
 """
@@ -14,7 +14,11 @@ _EXTRAS = {
     "onnxslim": "export",
     "ml_dtypes": "export",
     "coremltools": "coreml",
+    "pycolmap": "capture",
 }
+
+# What works without the package.
+_INSTEAD = {"pycolmap": "; or make the poses with COLMAP and `ns-process-data`"}
 
 
 def require(name: str) -> ModuleType:
@@ -28,6 +32,7 @@ def require(name: str) -> ModuleType:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"this export needs {name}, which cannot be imported ({reason}): install it with "
-            f"`uv pip install 'mobiler2l-ns[{_EXTRAS[name]}]'`, or in a checkout with `bash scripts/setup.sh`."
+            f"this command needs {name}, which cannot be imported ({reason}): install it with "
+            f"`uv pip install 'mobiler2l-ns[{_EXTRAS[name]}]'`, or in a checkout with `bash scripts/setup.sh`"
+            f"{_INSTEAD.get(name, '')}."
         ) from None

@@ -1,0 +1,165 @@
+"""The command ``ns-process-mobiler2l``: from a folder of photos or a video to a capture with poses."""
+
+import contextlib
+import io
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from nerfstudio.process_data.colmap_utils import colmap_to_json
+from nerfstudio.process_data.process_data_utils import CAMERA_MODELS
+
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.optional import require
+from mobiler2l_ns.process_data.photos import find_photos, import_photos
+from mobiler2l_ns.process_data.reconstruction import Matching, Reconstructor
+from mobiler2l_ns.process_data.record import RECORD, Record
+from mobiler2l_ns.process_data.report import PoseReport, draw_poses
+from mobiler2l_ns.process_data.video import import_video
+from mobiler2l_ns.training.progress import duration, log_line
+
+# nerfstudio holds one photo in ten out, and none of fewer.
+MIN_PHOTOS = 10
+
+
+@dataclass
+class ProcessMobileR2L:
+    """Finds the camera poses of photos or of a video, and writes a capture that every nerfstudio method reads.
+
+    It does what ns-process-data does, with the packages pycolmap and PyAV instead of the programs COLMAP and ffmpeg.
+    The same command goes on where it was interrupted.
+    """
+
+    data: Path
+    """Folder of photos (JPEG, PNG), with its subfolders, or a video."""
+    output_dir: Path
+    """Folder of the capture: transforms.json, images, images_2, ..., sparse_pc.ply, and poses.png to look at."""
+    camera_type: Literal["perspective", "pinhole", "simple_pinhole"] = "perspective"
+    """perspective: a lens with distortion, as in phones. pinhole, simple_pinhole: without, as in rendered images."""
+    matching_method: Matching = "auto"
+    """exhaustive: all pairs of photos. sequential: each photo with those that follow, for long videos. auto: exhaustive
+    up to 200 photos."""
+    num_frames_target: int = 150
+    """Number of frames to take from a video: the sharpest of each interval."""
+    num_downscales: Annotated[int, tyro.conf.arg(aliases=["--downscale"])] = 3
+    """Number of smaller copies of the photos, each with half the size of the one before."""
+    max_side: int = 1600
+    """Features are found in photos of at most so many pixels a side. Larger takes more memory and time."""
+    num_threads: int = -1
+    """Threads for features, matches and poses; -1: one for each core."""
+
+    def main(self) -> None:
+        """All steps that are not done."""
+        started = time.perf_counter()
+        self._check_options()
+        require("pycolmap")  # before the photos are copied
+        record = self._begin()
+        if record.report is None:
+            self._import_photos(record)
+            self._find_poses(record)
+        assert record.report is not None
+        record.report.print()
+        spent = ", ".join(f"{step} {duration(seconds)}" for step, seconds in record.seconds.items())
+        log_line(f"Wrote {self.output_dir} in {duration(time.perf_counter() - started)} ({spent}).")
+        log_line(f"Look at {self.output_dir / 'poses.png'}: the cameras should form the path that you walked.")
+        log_line(f"Next: ns-train mobiler2l-teacher --data {self.output_dir}")
+
+    def _check_options(self) -> None:
+        if not self.data.exists():
+            raise UserError(f"there is no {self.data}: pass a folder of photos or a video with --data.")
+        for option in ("num_frames_target", "max_side"):
+            if getattr(self, option) <= 0:
+                raise UserError(f"--{option.replace('_', '-')} {getattr(self, option)} must be larger than 0.")
+        if not 0 <= self.num_downscales <= 8:
+            raise UserError(f"--num-downscales {self.num_downscales} is not between 0 and 8.")
+        if self.output_dir.resolve() == self.data.resolve():
+            raise UserError(f"{self.output_dir} has the photos themselves: pass another --output-dir.")
+
+    def _begin(self) -> Record:
+        """The record of the output folder, or a new one.
+
+        Raises:
+            UserError: The folder has something else in it.
+        """
+        sources = [self.data] if self.data.is_file() else find_photos(self.data, self.output_dir)
+        if self.data.is_dir() and len(sources) < MIN_PHOTOS:
+            raise UserError(f"{self.data} has {len(sources)} photos: take at least {MIN_PHOTOS}, better 50 to 150.")
+        options = {name: getattr(self, name) for name in
+                   ("camera_type", "matching_method", "num_frames_target", "num_downscales", "max_side")}  # fmt: skip
+        files = {str(path): [path.stat().st_size, path.stat().st_mtime] for path in sources}
+        record, path = Record(str(self.data.resolve()), files, options), self.output_dir / RECORD
+        if path.is_file():
+            found = Record.read(path)
+            if (found.source, found.files, found.options) != (record.source, record.files, record.options):
+                raise UserError(
+                    f"{self.output_dir} was made from other photos or with other options: pass another --output-dir, "
+                    "or delete it."
+                )
+            return found
+        if self.output_dir.is_dir() and any(self.output_dir.iterdir()):
+            raise UserError(f"{self.output_dir} has other files: pass an empty folder with --output-dir.")
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        record.write(path)
+        return record
+
+    def _import_photos(self, record: Record) -> None:
+        if record.photos:
+            return
+        start, images = time.perf_counter(), self.output_dir / "images"
+        images.mkdir(exist_ok=True)
+        if self.data.is_file():
+            photos = import_video(self.data, images, self.num_frames_target, self.num_downscales)
+        else:
+            photos = import_photos(find_photos(self.data, self.output_dir), self.data, images, self.num_downscales)
+        record.photos = photos
+        self._finish_step(record, "photos", start)
+
+    def _find_poses(self, record: Record) -> None:
+        camera_model = CAMERA_MODELS[self.camera_type].value
+        reconstructor = Reconstructor(
+            self.output_dir / "images", self.output_dir / "colmap", record.photos, camera_model, self.max_side,
+            self.num_threads,
+        )  # fmt: skip
+        start = time.perf_counter()
+        reconstructor.find_features()
+        start = self._finish_step(record, "features", start)
+        reconstructor.match(self.matching_method)
+        start = self._finish_step(record, "matching", start)
+        model = reconstructor.map()
+        report = PoseReport.of(model, record.photos)
+        if report.posed < MIN_PHOTOS:
+            raise UserError(
+                f"only {report.posed} of the {len(record.photos)} photos of {self.data} fit together: take photos that "
+                "overlap by three quarters, of things that have a pattern (see docs/capture.md)."
+            )
+        self._write_capture(model)
+        draw_poses(self.output_dir, self.output_dir / "poses.png")
+        record.report = report
+        self._finish_step(record, "poses", start)
+
+    def _finish_step(self, record: Record, step: str, start: float) -> float:
+        """Notes a step's seconds. Returns the time now."""
+        now = time.perf_counter()
+        record.seconds[step] = round(record.seconds.get(step, 0.0) + now - start, 1)
+        record.write(self.output_dir / RECORD)
+        return now
+
+    def _write_capture(self, model: Any) -> None:
+        """The model in COLMAP's format, and as nerfstudio's transforms.json and sparse_pc.ply."""
+        colmap = self.output_dir / "colmap"
+        sparse = colmap / "sparse" / "0"
+        sparse.mkdir(parents=True, exist_ok=True)
+        model.write(sparse)
+        with contextlib.redirect_stdout(io.StringIO()):  # nerfstudio prints all cameras if there are several
+            colmap_to_json(sparse, colmap)
+        for name in ("sparse_pc.ply", "transforms.json"):
+            os.replace(colmap / name, self.output_dir / name)
+
+
+def entrypoint() -> None:
+    """The command ns-process-mobiler2l."""
+    tyro.extras.set_accent_color("bright_yellow")
+    tyro.cli(ProcessMobileR2L).main()
