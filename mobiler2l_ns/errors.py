@@ -1,5 +1,9 @@
 """The one exception for mistakes that a user can mend."""
 
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator
+
 
 class UserError(SystemExit):
     """Ends a command with one sentence on stderr and exit code 1, without a traceback.
@@ -16,3 +20,12 @@ class UserError(SystemExit):
 
 class UntrustedFile(UserError):
     """A file would run code that belongs neither to nerfstudio nor to an installed plugin."""
+
+
+@contextmanager
+def explain_write_errors(output_dir: Path) -> Iterator[None]:
+    """Turns an OSError of the code inside, which writes to output_dir, into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{output_dir} cannot be written ({error}): pass another --output-dir.") from None

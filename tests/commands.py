@@ -100,6 +100,8 @@ def parser_of(command: str):
         from nerfstudio.scripts.exporter import Commands
 
         target = tyro.conf.FlagConversionOff[Commands]
+    elif command == "ns-process-mobiler2l":
+        from mobiler2l_ns.process_data.command import ProcessMobileR2L as target
     elif command == "ns-prune-mobiler2l":
         from mobiler2l_ns.pruning.command import PruneMobileR2L
 

@@ -34,6 +34,7 @@ def completed(command: list) -> list:
     """A command out of a sentence with what it needs to run at all."""
     needed = {
         "ns-process-data": ["--data", "photos", "--output-dir", "data/mine"],
+        "ns-process-mobiler2l": ["--data", "photos", "--output-dir", "data/mine"],
         "ns-viewer": ["--load-config", "config.yml"],
         "ns-eval": ["--load-config", "config.yml"],
         "ns-render": ["--load-config", "config.yml"],

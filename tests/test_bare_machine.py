@@ -21,6 +21,7 @@ COMMANDS = (
     "nerfstudio.scripts.render",
     "nerfstudio.scripts.viewer.run_viewer",
     "mobiler2l_ns.export.command",
+    "mobiler2l_ns.process_data.command",
     "mobiler2l_ns.method_configs",
     "mobiler2l_ns.runtime",
     "make_demo_scene",

@@ -107,9 +107,10 @@ def known_options() -> set:
 
     from mobiler2l_ns import method_configs
     from mobiler2l_ns.export.command import ExportMobileR2L
+    from mobiler2l_ns.process_data.command import ProcessMobileR2L
     from mobiler2l_ns.pruning.command import PruneMobileR2L
 
-    known = set(OTHER_TOOLS) | fields(ExportMobileR2L) | fields(PruneMobileR2L)
+    known = set(OTHER_TOOLS) | fields(ExportMobileR2L) | fields(PruneMobileR2L) | fields(ProcessMobileR2L)
     for name in method_configs.__all__:
         known |= fields(getattr(method_configs, name).config)
     for parser in all_dataparsers.values():

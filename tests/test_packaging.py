@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # What these modules import may be an extra; all others need what the plugin itself requires.
-OPTIONAL = ("mobiler2l_ns/export/", "mobiler2l_ns/runtime.py")
+OPTIONAL = ("mobiler2l_ns/export/", "mobiler2l_ns/process_data/", "mobiler2l_ns/runtime.py")
 SHARED_NAMES = {"nerfstudio": "nerfstudio", "torch": "torch"}  # modules that several distributions hold
 
 
@@ -114,7 +114,7 @@ def test_it_holds_every_package_and_file(wheel):
 
 def test_the_plugin_requires_what_it_imports(wheel, metadata):
     requirements = required(metadata)
-    optional = requirements[""] | requirements["export"] | requirements["coreml"]
+    optional = requirements[""] | requirements["export"] | requirements["coreml"] | requirements["capture"]
     with zipfile.ZipFile(wheel) as files:
         for name in files.namelist():
             if name.endswith(".py"):

@@ -74,3 +74,16 @@ def test_a_bar_names_what_is_being_done(monkeypatch):
 )
 def test_durations(seconds, said):
     assert progress.duration(seconds) == said
+
+
+def test_progress_without_a_terminal_is_a_line_for_each_tenth(monkeypatch):
+    output = io.StringIO()
+    monkeypatch.setattr(progress, "CONSOLE", Console(file=output, force_terminal=False, width=120))
+    with progress.progress_of("photos", 40) as advance:
+        for done in (1, 3, 4, 5, 12, 40):
+            advance(done)
+    with progress.progress_of("frames", 0) as advance:  # the total is not known
+        advance(7)
+    assert output.getvalue().splitlines() == [
+        "photos: 4 of 40 (10.00%)", "photos: 12 of 40 (30.00%)", "photos: 40 of 40 (100.00%)",
+    ]  # fmt: skip

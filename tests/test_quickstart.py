@@ -61,7 +61,8 @@ def test_large_photos_are_shrunk_to_a_size_that_the_network_divides(tmp_path, si
     Image.new("RGB", size).save(tmp_path / "0.png")
     (tmp_path / "transforms.json").write_text(json.dumps({"frames": [{"file_path": "0.png"}]}))
     assert quickstart.find_parser(tmp_path) == "nerfstudio-data"
-    assert quickstart.image_size(tmp_path, "nerfstudio-data") == expected
+    assert quickstart.first_photo(tmp_path, "nerfstudio-data") == (*size, False)
+    assert quickstart.student_size(*size) == expected
 
 
 def test_a_real_capture_has_options_of_its_own(commands, tmp_path):
@@ -75,9 +76,60 @@ def test_a_real_capture_has_options_of_its_own(commands, tmp_path):
     assert student.pipeline.datamanager.reprojected_share > 0 and student.pipeline.datamanager.image_size == (640, 480)
 
 
-def test_a_folder_without_poses(tmp_path):
-    with pytest.raises(SystemExit, match="ns-process-data"):
-        quickstart.find_parser(tmp_path)
+def test_an_object_in_plain_photos_has_the_options_of_an_object(commands, tmp_path):
+    Image.new("RGBA", (64, 48)).save(tmp_path / "0.png")
+    (tmp_path / "transforms.json").write_text(json.dumps({"frames": [{"file_path": "0.png"}]}))
+    quickstart.Quickstart(tmp_path, "scene").run()
+    teacher, student, _ = map(parse, commands)
+    assert teacher.pipeline.model.num_nerf_samples_per_ray != 24
+    assert student.pipeline.datamanager.reprojected_share == 0
+
+
+@pytest.mark.parametrize("name", ["photos", "walk.mp4"])
+def test_poses_are_found_first(monkeypatch, tmp_path, capsys, name):
+    """For a folder without poses, and for a video."""
+    source, called = tmp_path / name, []
+    source.touch() if "." in name else source.mkdir()
+    scene = source.stem
+
+    def run(stage, command, log):
+        called.append([Path(command[0]).name, *command[1:]])
+        posed = tmp_path / "data" / f"{scene}-posed"
+        posed.mkdir(parents=True)
+        report = {"posed": 11, "unposed": ["a.jpg"], "reprojection_error": 0.5, "points": 100}
+        (posed / "process.json").write_text(json.dumps({"report": report}))
+        (posed / "transforms.json").touch()
+
+    made = []
+    monkeypatch.setattr(quickstart, "ROOT", tmp_path)
+    monkeypatch.setattr(quickstart, "run", run)
+    monkeypatch.setattr(quickstart.Quickstart, "run", lambda self: made.append(self))
+    monkeypatch.setattr(quickstart.sys, "argv", ["quickstart.py", str(source)])
+    quickstart.main()
+    (command,) = called
+    assert parse(command).data == source and parse(command).output_dir == tmp_path / "data" / f"{scene}-posed"
+    assert made[0].data == tmp_path / "data" / f"{scene}-posed" and made[0].scene == scene
+    assert made[0].parser == "nerfstudio-data" and "poses" in made[0].state["seconds"]
+    assert "11 of 12 photos have a pose" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, words", [(["nowhere"], "there is no nowhere"), (["a", "b"], "usage: "),
+                                              (["--help"], "usage: ")])  # fmt: skip
+def test_wrong_arguments(monkeypatch, arguments, words):
+    monkeypatch.setattr(quickstart.sys, "argv", ["quickstart.py", *arguments])
+    with pytest.raises(SystemExit, match=words):
+        quickstart.main()
+
+
+@pytest.mark.parametrize(
+    "line, name, percent",
+    [("120 (12.00%)      100 ms", None, "12.00"), ("matching: 12 of 50 (24.00%)", "matching", "24.00"),
+     ("mapping with less overlap: 3 of 4 (75.00%)", "mapping with less overlap", "75.00")],
+)  # fmt: skip
+def test_lines_of_progress(line, name, percent):
+    found = quickstart.STEP.match(line)
+    assert (found["name"], found["percent"]) == (name, percent)
+    assert quickstart.STEP.match("Fine-tuning, step 300 of 500: held-out photos 25.58 dB") is None
 
 
 @pytest.mark.parametrize(("platform", "used"), [("darwin", 3 * 1024**3), ("linux", 3 * 1024**2)])

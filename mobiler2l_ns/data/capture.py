@@ -61,7 +61,7 @@ class ValidatedDataMixin(_Base):
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise UserError(
                 f"{data} cannot be read as {parser_name(config.dataparser)} ({reason}): it needs photos with poses in "
-                "transforms.json; make them with ns-process-data, or name another data parser at the end of the "
+                "transforms.json; make them with ns-process-mobiler2l, or name another data parser at the end of the "
                 "command, e.g. blender-data."
             ) from error
 

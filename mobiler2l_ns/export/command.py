@@ -9,14 +9,13 @@ import tyro
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from mobiler2l_ns.checkpoints import load_model
-from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.errors import UserError, explain_write_errors
 from mobiler2l_ns.export.comparison import Comparison, compare
 from mobiler2l_ns.export.coreml_files import check_coreml, coreml_name, import_coremltools, write_coreml_files
 from mobiler2l_ns.export.onnx_files import OPSETS, check_size, write_onnx_files
 from mobiler2l_ns.export.output_folder import (
     REPORT,
     check_output_dir,
-    explain_write_errors,
     files_of,
     move_into_place,
     staging_folder,

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Optional, Set
 
-from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.errors import UserError, explain_write_errors
 
 REPORT = "report.json"
 
@@ -98,12 +98,3 @@ def move_into_place(staging: Path, output_dir: Path) -> None:
         previous.rename(output_dir)
         raise
     shutil.rmtree(previous)
-
-
-@contextmanager
-def explain_write_errors(output_dir: Path) -> Iterator[None]:
-    """Turns an OSError of the code inside, which writes to output_dir, into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{output_dir} cannot be written ({error}): pass another --output-dir.") from None

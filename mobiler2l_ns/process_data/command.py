@@ -3,16 +3,17 @@
 import contextlib
 import io
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Dict, Literal, Tuple
 
 import tyro
 from nerfstudio.process_data.colmap_utils import colmap_to_json
 from nerfstudio.process_data.process_data_utils import CAMERA_MODELS
 
-from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.errors import UserError, explain_write_errors
 from mobiler2l_ns.optional import require
 from mobiler2l_ns.process_data.photos import find_photos, import_photos
 from mobiler2l_ns.process_data.reconstruction import Matching, Reconstructor
@@ -23,6 +24,8 @@ from mobiler2l_ns.training.progress import duration, log_line
 
 # nerfstudio holds one photo in ten out, and none of fewer.
 MIN_PHOTOS = 10
+PHOTO_OPTIONS = ("num_frames_target", "num_downscales")
+POSE_OPTIONS = ("camera_type", "matching_method", "max_side")
 
 
 @dataclass
@@ -56,10 +59,11 @@ class ProcessMobileR2L:
         started = time.perf_counter()
         self._check_options()
         require("pycolmap")  # before the photos are copied
-        record = self._begin()
-        if record.report is None:
-            self._import_photos(record)
-            self._find_poses(record)
+        with explain_write_errors(self.output_dir):
+            record = self._begin()
+            if record.report is None:
+                self._import_photos(record)
+                self._find_poses(record)
         assert record.report is not None
         record.report.print()
         spent = ", ".join(f"{step} {duration(seconds)}" for step, seconds in record.seconds.items())
@@ -87,29 +91,46 @@ class ProcessMobileR2L:
         sources = [self.data] if self.data.is_file() else find_photos(self.data, self.output_dir)
         if self.data.is_dir() and len(sources) < MIN_PHOTOS:
             raise UserError(f"{self.data} has {len(sources)} photos: take at least {MIN_PHOTOS}, better 50 to 150.")
-        options = {name: getattr(self, name) for name in
-                   ("camera_type", "matching_method", "num_frames_target", "num_downscales", "max_side")}  # fmt: skip
         files = {str(path): [path.stat().st_size, path.stat().st_mtime] for path in sources}
-        record, path = Record(str(self.data.resolve()), files, options), self.output_dir / RECORD
+        record = Record(str(self.data.resolve()), files, self._values(PHOTO_OPTIONS), self._values(POSE_OPTIONS))
+        path = self.output_dir / RECORD
         if path.is_file():
-            found = Record.read(path)
-            if (found.source, found.files, found.options) != (record.source, record.files, record.options):
-                raise UserError(
-                    f"{self.output_dir} was made from other photos or with other options: pass another --output-dir, "
-                    "or delete it."
-                )
-            return found
-        if self.output_dir.is_dir() and any(self.output_dir.iterdir()):
+            record = self._continue(Record.read(path), record)
+        elif self.output_dir.is_dir() and any(self.output_dir.iterdir()):
             raise UserError(f"{self.output_dir} has other files: pass an empty folder with --output-dir.")
         self.output_dir.mkdir(parents=True, exist_ok=True)
         record.write(path)
         return record
 
+    def _values(self, options: Tuple[str, ...]) -> Dict[str, Any]:
+        return {name: getattr(self, name) for name in options}
+
+    def _continue(self, found: Record, wanted: Record) -> Record:
+        """What stays of a former call: all, or the photos if only poses are wanted with other options.
+
+        Raises:
+            UserError: That call had other photos.
+        """
+        if not found.photos and found.source == wanted.source:
+            return wanted  # it ended before the photos were copied
+        same = ("source", "files", "photo_options")
+        if any(getattr(found, name) != getattr(wanted, name) for name in same):
+            raise UserError(
+                f"{self.output_dir} was made from other photos or sizes: pass another --output-dir, or delete it."
+            )
+        if found.pose_options != wanted.pose_options:
+            if {**found.pose_options, "matching_method": self.matching_method} != wanted.pose_options:
+                shutil.rmtree(self.output_dir / "colmap", ignore_errors=True)
+            found.pose_options, found.report = wanted.pose_options, None
+        return found
+
     def _import_photos(self, record: Record) -> None:
         if record.photos:
             return
         start, images = time.perf_counter(), self.output_dir / "images"
-        images.mkdir(exist_ok=True)
+        for folder in self.output_dir.glob("images*"):  # of an interrupted call
+            shutil.rmtree(folder)
+        images.mkdir()
         if self.data.is_file():
             photos = import_video(self.data, images, self.num_frames_target, self.num_downscales)
         else:
@@ -118,24 +139,22 @@ class ProcessMobileR2L:
         self._finish_step(record, "photos", start)
 
     def _find_poses(self, record: Record) -> None:
-        camera_model = CAMERA_MODELS[self.camera_type].value
         reconstructor = Reconstructor(
-            self.output_dir / "images", self.output_dir / "colmap", record.photos, camera_model, self.max_side,
+            self.output_dir, record.photos, CAMERA_MODELS[self.camera_type].value, self.matching_method, self.max_side,
             self.num_threads,
         )  # fmt: skip
         start = time.perf_counter()
         reconstructor.find_features()
         start = self._finish_step(record, "features", start)
-        reconstructor.match(self.matching_method)
+        reconstructor.match()
         start = self._finish_step(record, "matching", start)
-        model = reconstructor.map()
-        report = PoseReport.of(model, record.photos)
+        report = PoseReport.of(reconstructor.find_poses(), record.photos)
         if report.posed < MIN_PHOTOS:
             raise UserError(
                 f"only {report.posed} of the {len(record.photos)} photos of {self.data} fit together: take photos that "
                 "overlap by three quarters, of things that have a pattern (see docs/capture.md)."
             )
-        self._write_capture(model)
+        self._write_capture()
         draw_poses(self.output_dir, self.output_dir / "poses.png")
         record.report = report
         self._finish_step(record, "poses", start)
@@ -143,18 +162,15 @@ class ProcessMobileR2L:
     def _finish_step(self, record: Record, step: str, start: float) -> float:
         """Notes a step's seconds. Returns the time now."""
         now = time.perf_counter()
-        record.seconds[step] = round(record.seconds.get(step, 0.0) + now - start, 1)
+        record.seconds[step] = round(now - start, 1)
         record.write(self.output_dir / RECORD)
         return now
 
-    def _write_capture(self, model: Any) -> None:
-        """The model in COLMAP's format, and as nerfstudio's transforms.json and sparse_pc.ply."""
+    def _write_capture(self) -> None:
+        """The model of COLMAP as nerfstudio's transforms.json and sparse_pc.ply."""
         colmap = self.output_dir / "colmap"
-        sparse = colmap / "sparse" / "0"
-        sparse.mkdir(parents=True, exist_ok=True)
-        model.write(sparse)
         with contextlib.redirect_stdout(io.StringIO()):  # nerfstudio prints all cameras if there are several
-            colmap_to_json(sparse, colmap)
+            colmap_to_json(colmap / "sparse" / "0", colmap)
         for name in ("sparse_pc.ply", "transforms.json"):
             os.replace(colmap / name, self.output_dir / name)
 

@@ -20,7 +20,8 @@ class Record:
     Attributes:
         source: The user's folder or video.
         files: Size in bytes and time of change of each of its files; a changed source is another capture.
-        options: The options that decide the result.
+        photo_options: The options that decide how the photos are copied.
+        pose_options: The options that decide the poses.
         photos: The photos, once all are copied.
         seconds: Time that each step took.
         report: The figures, once the capture is complete.
@@ -28,7 +29,8 @@ class Record:
 
     source: str
     files: Dict[str, List[float]]
-    options: Dict[str, Any]
+    photo_options: Dict[str, Any]
+    pose_options: Dict[str, Any]
     photos: List[Photo] = field(default_factory=list)
     seconds: Dict[str, float] = field(default_factory=dict)
     report: Optional[PoseReport] = None

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import numpy as np
 import torch
@@ -36,11 +36,11 @@ class PoseReport:
     points: int
 
     @classmethod
-    def of(cls, model: Any, photos: List[Photo]) -> "PoseReport":
-        """The report of a ``pycolmap.Reconstruction``."""
-        posed = {model.image(index).name for index in model.reg_image_ids()}
+    def of(cls, figures: Dict[str, Any], photos: List[Photo]) -> "PoseReport":
+        """The report of a model, given what ``Reconstructor.find_poses`` returns."""
+        posed = set(figures["posed"])
         unposed = [photo.source for photo in photos if photo.name not in posed]
-        return cls(len(posed), unposed, model.compute_mean_reprojection_error(), model.num_points3D())
+        return cls(len(posed), unposed, figures["reprojection_error"], figures["points"])
 
     def print(self) -> None:
         """The figures, and advice if few photos have a pose."""

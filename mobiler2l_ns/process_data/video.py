@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Iterator, List, Tuple
 
 import av
-import cv2
 import numpy as np
 from av.error import FFmpegError
 from jaxtyping import UInt8
@@ -47,7 +46,8 @@ def choose_frames(sharpness: List[float], count: int) -> List[int]:
 
 def measure_sharpness(gray: UInt8[np.ndarray, "H W"]) -> float:
     """Variance of the Laplacian: small where motion or focus blurred the frame."""
-    return float(cv2.Laplacian(gray, cv2.CV_64F).var())
+    g = gray.astype(np.float32)
+    return float((g[1:-1, :-2] + g[1:-1, 2:] + g[:-2, 1:-1] + g[2:, 1:-1] - 4 * g[1:-1, 1:-1]).var())
 
 
 def upright(image: UInt8[np.ndarray, "H W C"], rotation: int) -> Image.Image:
