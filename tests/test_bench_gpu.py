@@ -17,12 +17,14 @@ def run(monkeypatch, *arguments) -> None:
 
 @pytest.mark.slow
 def test_every_part_is_rehearsed(monkeypatch, tmp_path, capsys, capture):
-    run(monkeypatch, "--rehearse", "--output", tmp_path, "--capture", capture)
+    # One part of a capture stands for the others, which are those of the demo scene with another folder.
+    parts = [name for name in PARTS if name not in ("capture-student", "capture-splat", "capture-ngp")]
+    run(monkeypatch, "--rehearse", "--output", tmp_path, "--capture", capture, "--parts", *parts)
     figures = json.loads((tmp_path / "gpu.json").read_text())
-    assert set(PARTS) <= set(figures)
-    failed = {name for name in PARTS if "error" in figures[name]}
-    assert failed == {"teacher-splat", "teacher-ngp", "capture-splat", "capture-ngp"}
-    for name in ("teacher", "student", "paper", "compact", "capture-teacher", "capture-student"):
+    assert set(parts) <= set(figures)
+    failed = {name for name in parts if "error" in figures[name]}
+    assert failed == {"teacher-splat", "teacher-ngp"}
+    for name in ("teacher", "student", "paper", "compact", "capture-teacher"):
         assert 3 < figures[name]["psnr"] < 40, name
     assert figures["teacher"]["rays_per_second"] > 10 and figures["steps"]["bf16"]["milliseconds"] > 0
     assert figures["frozen"]["ratio"] > 0 and figures["latency"]["mobiler2l, torch, bf16"] > 0

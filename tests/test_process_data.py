@@ -189,6 +189,15 @@ def test_photos_of_two_sizes_have_two_cameras(tmp_path):
     assert {(frame["w"], frame["h"]) for frame in frames} == {(240, 180), (180, 240)} and len(frames) == 12
 
 
+def test_many_photos_are_matched_with_their_followers(tmp_path, monkeypatch):
+    names = [path.name for path in rooms.write_photos(tmp_path / "images", 3)]
+    photos = [Photo(name, name, 240, 180) for name in names]
+    assert Reconstructor(tmp_path, photos, "OPENCV").job.exhaustive
+    monkeypatch.setattr("mobiler2l_ns.process_data.reconstruction.MAX_EXHAUSTIVE", 2)
+    assert not Reconstructor(tmp_path, photos, "OPENCV").job.exhaustive
+    assert Reconstructor(tmp_path, photos, "OPENCV", "exhaustive").job.exhaustive
+
+
 @needs_pycolmap
 def test_features_of_a_transparent_photo_lie_on_the_object(tmp_path):
     (tmp_path / "images").mkdir()
@@ -387,6 +396,10 @@ def bad_input(tmp_path: Path, case: str) -> ProcessMobileR2L:
         command.data.write_bytes(
             b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0\x40\x1f\0\0\x40\x1f\0\0\1\0\x08\0data\0\0\0\0"
         )
+    elif case == "one photo":
+        command.data = photos / "room00.jpg"
+    elif case == "below a file":
+        command.output_dir = photos / "room00.jpg" / "out"
     elif case == "no frames wanted":
         command.num_frames_target = 0
     elif case == "too many sizes":
@@ -413,6 +426,8 @@ BAD_INPUT = {
     "its own folder": "has the photos themselves",
     "no video": "room00.mp4 cannot be read (",
     "a video without frames": "sound.wav is a video without frames",
+    "one photo": "room00.jpg has 1 photos: take at least 10",
+    "below a file": "out cannot be written (",
     "no frames wanted": "--num-frames-target 0 must be larger than 0",
     "too many sizes": "--num-downscales 9 is not between 0 and 8",
 }

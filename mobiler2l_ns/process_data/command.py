@@ -89,8 +89,8 @@ class ProcessMobileR2L:
             UserError: The folder has something else in it.
         """
         sources = [self.data] if self.data.is_file() else find_photos(self.data, self.output_dir)
-        if self.data.is_dir() and len(sources) < MIN_PHOTOS:
-            raise UserError(f"{self.data} has {len(sources)} photos: take at least {MIN_PHOTOS}, better 50 to 150.")
+        if self.data.is_dir():
+            self._check_count(len(sources))
         files = {str(path): [path.stat().st_size, path.stat().st_mtime] for path in sources}
         record = Record(str(self.data.resolve()), files, self._values(PHOTO_OPTIONS), self._values(POSE_OPTIONS))
         path = self.output_dir / RECORD
@@ -135,8 +135,13 @@ class ProcessMobileR2L:
             photos = import_video(self.data, images, self.num_frames_target, self.num_downscales)
         else:
             photos = import_photos(find_photos(self.data, self.output_dir), self.data, images, self.num_downscales)
+        self._check_count(len(photos))
         record.photos = photos
         self._finish_step(record, "photos", start)
+
+    def _check_count(self, count: int) -> None:
+        if count < MIN_PHOTOS:
+            raise UserError(f"{self.data} has {count} photos: take at least {MIN_PHOTOS}, better 50 to 150.")
 
     def _find_poses(self, record: Record) -> None:
         reconstructor = Reconstructor(

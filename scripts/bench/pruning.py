@@ -50,6 +50,8 @@ class Options:
     """The student."""
     width: Optional[int] = None
     """Its W before pruning; left out: the method's."""
+    sr_widths: Optional[Tuple[int, ...]] = None
+    """Channels of its super-resolution stages before pruning; left out: the method's."""
     steps: int = 4000
     """Training steps before pruning."""
     rounds: int = 3
@@ -115,7 +117,7 @@ def training_seconds(folder: Path) -> float:
 def whole_network(options: Options) -> NetworkConfig:
     """The student's network before pruning."""
     network = getattr(method_configs, options.method.replace("-", "_")).config.pipeline.model.network
-    return replace(network, width=options.width or network.width)
+    return replace(network, width=options.width or network.width, sr_widths=options.sr_widths or network.sr_widths)
 
 
 def dense_network(pruned: MobileR2LNetwork, config: NetworkConfig) -> NetworkConfig:
