@@ -21,7 +21,7 @@ from browser import PageLog, drag, roll_wheel, screenshot
 from builders import STUDENT_CAMERA, make_student
 from missing_packages import cure, missing
 from PIL import Image
-from playwright.sync_api import Page
+from playwright.sync_api import Error, Page
 from system_packages import needs
 
 from mobiler2l_ns.errors import UserError
@@ -132,9 +132,12 @@ def test_hashes_are_those_of_the_package(ort_dist):
 
 
 def test_page_names_no_address():
+    """But that of the CDN, from which its policy lets it load."""
+    policy = f"connect-src 'self' blob: data: https://{web_files.ORT_CDN.split('/')[2]};"
     for name in web_files.PAGE:
-        assert "//cdn" not in (web_files.ASSETS / name).read_text()
-        assert "http:" not in (web_files.ASSETS / name).read_text()
+        text = (web_files.ASSETS / name).read_text()
+        assert "//cdn" not in text.replace(policy, "") and "http:" not in text
+    assert policy in (web_files.ASSETS / "index.html").read_text()
 
 
 # -- the browser ------------------------------------------------------------------------------------------------------
@@ -279,21 +282,44 @@ def test_lost_gpu_is_survived(new_page, site, student):
 
 @in_browser
 @pytest.mark.parametrize("backend", ["webgpu", "wasm"])
-def test_runtime_of_another_server(new_page, site, tmp_path, backend):
-    """As from the CDN: other origin, hashes checked. Here the page is isolated too, so that WASM has threads."""
+def test_runtime_of_the_cdn(new_page, site, tmp_path, backend):
+    """Other origin, hashes checked. Here the page is isolated too, so that WASM has threads."""
+    isolation = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
+    sharing = {"Access-Control-Allow-Origin": "*", "Cross-Origin-Resource-Policy": "cross-origin"}
+
+    def answer(route):
+        route.fulfill(path=site / "ort" / route.request.url.removeprefix(web_files.ORT_CDN), headers=sharing)
+
+    folder = site_with_runtime_at(web_files.ORT_CDN, site, tmp_path)
+    with serve(folder, isolation) as address, new_page(WEBGPU) as page:
+        page.route(f"{web_files.ORT_CDN}*", answer)
+        log = open_viewer(page, f"{address}?backend={backend}")
+        assert page.evaluate("crossOriginIsolated")
+        assert (page.evaluate("viewer.backend"), notice(page)) == (backend, "")
+        assert log.complaints == []
+
+
+@in_browser
+def test_no_other_server_is_asked(new_page, site, tmp_path):
+    """Also if scene.json was changed to name one, and no code runs but the page's own and the runtime's."""
+    sharing = {"Access-Control-Allow-Origin": "*"}
+    with serve(site / "ort", sharing) as other:
+        with serve(site_with_runtime_at(other, site, tmp_path)) as address, new_page(WEBGPU) as page:
+            log = open_viewer(page, address)
+            assert "could not be loaded" in notice(page)
+            assert any("Content Security Policy" in complaint for complaint in log.complaints)
+            with pytest.raises(Error, match="(?i)unsafe-eval|content security policy"):
+                page.evaluate("() => new Promise((_, refuse) => { try { eval('1') } catch (e) { refuse(e) } })")
+
+
+def site_with_runtime_at(base: str, site: Path, tmp_path: Path) -> Path:
+    """The page with its runtime on another server."""
     folder = tmp_path / "site"
     shutil.copytree(site, folder, ignore=shutil.ignore_patterns("ort"))
     scene = json.loads((folder / "scene.json").read_text())
-    isolation = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
-    sharing = {"Access-Control-Allow-Origin": "*", "Cross-Origin-Resource-Policy": "cross-origin"}
-    with serve(folder, isolation) as address, serve(site / "ort", sharing) as cdn:
-        scene["runtime"]["base"] = cdn
-        (folder / "scene.json").write_text(json.dumps(scene))
-        with new_page(WEBGPU) as page:
-            log = open_viewer(page, f"{address}?backend={backend}")
-            assert page.evaluate("crossOriginIsolated")
-            assert (page.evaluate("viewer.backend"), notice(page)) == (backend, "")
-            assert log.complaints == []
+    scene["runtime"]["base"] = base
+    (folder / "scene.json").write_text(json.dumps(scene))
+    return folder
 
 
 @in_browser
