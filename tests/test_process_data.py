@@ -481,7 +481,9 @@ def test_without_pycolmap_nothing_is_written(tmp_path, monkeypatch):
 
 
 def test_few_poses_bring_advice(capsys):
-    PoseReport(9, ["a.jpg"], 0.5, 1000).print()
-    assert "Without a pose: a.jpg" in (said := capsys.readouterr().out) and "Try" not in said
-    PoseReport(8, ["a.jpg", "b.jpg"], 0.5, 1000).print()
-    assert "Try --matching-method exhaustive" in capsys.readouterr().out
+    PoseReport(9, ["a.jpg"], 0.5, 1000).print(exhaustive=True)
+    assert "Without a pose: a.jpg" in (said := capsys.readouterr().out) and "Take more photos" not in said
+    PoseReport(8, ["a.jpg", "b.jpg"], 0.5, 1000).print(exhaustive=True)
+    assert "Take more photos" in (said := capsys.readouterr().out) and "Try" not in said
+    PoseReport(8, ["a.jpg", "b.jpg"], 0.5, 1000).print(exhaustive=False)
+    assert "Try --matching-method exhaustive first." in capsys.readouterr().out

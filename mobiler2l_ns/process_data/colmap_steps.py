@@ -90,7 +90,7 @@ def find_poses(col: Any, job: Job) -> None:
     """Writes the largest model to ``sparse/0`` and its figures to ``model.json``; nothing if there is no model."""
     model: Any = largest_model(col, job)
     if model is None or model.num_reg_images() < FEW_POSES * len(job.names):
-        relaxed = largest_model(col, job, **RELAXED)
+        relaxed: Any = largest_model(col, job, **RELAXED)
         model = max((m for m in (model, relaxed) if m), key=lambda m: m.num_reg_images(), default=None)
     if model is None:
         return

@@ -16,7 +16,7 @@ from nerfstudio.process_data.process_data_utils import CAMERA_MODELS
 from mobiler2l_ns.errors import UserError, explain_write_errors
 from mobiler2l_ns.optional import require
 from mobiler2l_ns.process_data.photos import find_photos, import_photos
-from mobiler2l_ns.process_data.reconstruction import Matching, Reconstructor
+from mobiler2l_ns.process_data.reconstruction import Matching, Reconstructor, is_exhaustive
 from mobiler2l_ns.process_data.record import RECORD, Record
 from mobiler2l_ns.process_data.report import PoseReport, draw_poses
 from mobiler2l_ns.process_data.video import import_video
@@ -64,8 +64,10 @@ class ProcessMobileR2L:
             if record.report is None:
                 self._import_photos(record)
                 self._find_poses(record)
+            else:
+                log_line(f"{self.output_dir} is complete already.")
         assert record.report is not None
-        record.report.print()
+        record.report.print(is_exhaustive(self.matching_method, len(record.photos)))
         spent = ", ".join(f"{step} {duration(seconds)}" for step, seconds in record.seconds.items())
         log_line(f"Wrote {self.output_dir} in {duration(time.perf_counter() - started)} ({spent}).")
         log_line(f"Look at {self.output_dir / 'poses.png'}: the cameras should form the path that you walked.")
@@ -91,7 +93,7 @@ class ProcessMobileR2L:
         sources = [self.data] if self.data.is_file() else find_photos(self.data, self.output_dir)
         if self.data.is_dir():
             self._check_count(len(sources))
-        files = {str(path): [path.stat().st_size, path.stat().st_mtime] for path in sources}
+        files = {str(path.resolve()): [path.stat().st_size, path.stat().st_mtime] for path in sources}
         record = Record(str(self.data.resolve()), files, self._values(PHOTO_OPTIONS), self._values(POSE_OPTIONS))
         path = self.output_dir / RECORD
         if path.is_file():

@@ -27,6 +27,11 @@ LOG = "log.txt"
 Matching = Literal["auto", "exhaustive", "sequential"]
 
 
+def is_exhaustive(matching: Matching, count: int) -> bool:
+    """Whether all pairs of so many photos are matched."""
+    return matching == "exhaustive" or (matching == "auto" and count <= MAX_EXHAUSTIVE)
+
+
 class Reconstructor:
     """The steps from photos to a model. Photos of one size share one camera.
 
@@ -49,10 +54,10 @@ class Reconstructor:
         groups = groupby(by_size, key=lambda photo: (photo.width, photo.height))
         cameras = [[photo.name for photo in group] for _, group in groups]
         masked = [photo.name for photo in photos if write_mask(capture / "images" / photo.name, self.colmap / "masks")]
-        exhaustive = matching == "exhaustive" or (matching == "auto" and self.count <= MAX_EXHAUSTIVE)
         self.job = Job(
-            str(capture / "images"), str(self.colmap), cameras, masked, camera_model, exhaustive, max_side, num_threads
-        )
+            str(capture / "images"), str(self.colmap), cameras, masked, camera_model,
+            is_exhaustive(matching, self.count), max_side, num_threads,
+        )  # fmt: skip
 
     def find_features(self) -> None:
         """SIFT features of each photo.

@@ -42,8 +42,12 @@ class PoseReport:
         unposed = [photo.source for photo in photos if photo.name not in posed]
         return cls(len(posed), unposed, figures["reprojection_error"], figures["points"])
 
-    def print(self) -> None:
-        """The figures, and advice if few photos have a pose."""
+    def print(self, exhaustive: bool) -> None:
+        """The figures, and advice if few photos have a pose.
+
+        Args:
+            exhaustive: All pairs of photos were matched.
+        """
         total = self.posed + len(self.unposed)
         log_line(
             f"{self.posed} of {total} photos have a pose; mean reprojection error {self.reprojection_error:.2f} "
@@ -53,8 +57,9 @@ class PoseReport:
             log_line(f"Without a pose: {', '.join(self.unposed)}")
         if self.posed < NEARLY_ALL * total:
             log_line(
-                "Try --matching-method exhaustive. Else take more photos between these and the others, overlapping by "
-                "three quarters, with something patterned in view (docs/capture.md, step 1)."
+                ("" if exhaustive else "Try --matching-method exhaustive first. ")
+                + "Take more photos between these and the others, overlapping by three quarters, with something "
+                "patterned in view (docs/capture.md, step 1)."
             )
 
 
