@@ -89,12 +89,12 @@ def match(col: Any, job: Job) -> None:
 def find_poses(col: Any, job: Job) -> None:
     """Writes the largest model to ``sparse/0`` and its figures to ``model.json``; nothing if there is no model."""
     models = [largest_model(col, job)]
-    if models[0] is None or models[0].num_reg_images() < FEW_POSES * len(job.names):
+    if models[0] is None or num_photos(models[0]) < FEW_POSES * len(job.names):
         models.append(largest_model(col, job, **RELAXED))
     found = [model for model in models if model is not None]
     if not found:
         return
-    model = max(found, key=lambda model: model.num_reg_images())
+    model = max(found, key=num_photos)
     refine(col, model)
     model.write(emptied(Path(job.colmap) / "sparse" / "0"))
     figures = {
@@ -124,7 +124,12 @@ def largest_model(col: Any, job: Job, **mapper_options: float) -> Optional[Any]:
         next_image_callback=lambda: count(posed[0] + 1),
     )  # fmt: skip
     shutil.rmtree(models)
-    return max(found.values(), key=lambda model: model.num_reg_images()) if found else None
+    return max(found.values(), key=num_photos, default=None)
+
+
+def num_photos(model: Any) -> int:
+    """Photos with a pose."""
+    return model.num_reg_images()
 
 
 def refine(col: Any, model: Any) -> None:
