@@ -211,7 +211,7 @@ def test_a_missing_folder(tmp_path):
 
 
 def test_a_folder_without_poses(tmp_path):
-    with pytest.raises(UserError, match="blender-data.*ns-process-data") as caught:
+    with pytest.raises(UserError, match="ns-process-mobiler2l.*blender-data") as caught:
         load(tmp_path)
     assert str(tmp_path) in one_sentence(caught)
 

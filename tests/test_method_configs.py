@@ -157,7 +157,11 @@ def test_a_student_of_any_teacher(method, capture, tmp_path, as_if_cuda, monkeyp
     assert model.get_outputs_for_camera(camera)["depth"].isfinite().all()
 
 
-@pytest.mark.parametrize(("method", "student"), [*((m, "rgb") for m in STUDENTS), ("mobiler2l-small", "rgbad")])
+# mobiler2l-compact is trained by the test of its benchmark.
+TRAINED = [*((method, "rgb") for method in STUDENTS if method != "mobiler2l-compact"), ("mobiler2l-small", "rgbad")]
+
+
+@pytest.mark.parametrize(("method", "student"), TRAINED)
 def test_student_trains_exports_and_reloads(method, student, capture, outputs, teacher_run):
     # The newest teacher run on the same data is found without being named.
     config_path = two_steps(method, capture, outputs, student=student, search_dir=outputs)

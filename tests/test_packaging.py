@@ -123,7 +123,9 @@ def test_the_plugin_requires_what_it_imports(wheel, metadata):
                 assert needed <= declared, f"{name} imports {needed - declared}"
 
 
-@pytest.mark.parametrize(("folder", "extras"), [("scripts", {"export", "demo"}), ("tests", {"export", "demo", "dev"})])
+@pytest.mark.parametrize(
+    ("folder", "extras"), [("scripts", {"export", "demo"}), ("tests", {"export", "capture", "demo", "dev"})]
+)
 def test_extras_hold_what_scripts_and_tests_import(metadata, folder, extras):
     requirements = required(metadata)
     declared = set().union(requirements[""], *(requirements[extra] for extra in extras))

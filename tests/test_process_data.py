@@ -20,6 +20,7 @@ from system_packages import needs
 
 from mobiler2l_ns.data.capture import CaptureDataset
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.process_data.colmap_steps import spread
 from mobiler2l_ns.process_data.command import ProcessMobileR2L
 from mobiler2l_ns.process_data.photos import Photo, copy_photo, find_photos, write_mask, write_smaller
 from mobiler2l_ns.process_data.reconstruction import Reconstructor
@@ -187,6 +188,12 @@ def test_photos_of_two_sizes_have_two_cameras(tmp_path):
     ProcessMobileR2L(tmp_path / "photos", tmp_path / "capture", num_downscales=0).main()
     frames = json.loads((tmp_path / "capture" / "transforms.json").read_text())["frames"]
     assert {(frame["w"], frame["h"]) for frame in frames} == {(240, 180), (180, 240)} and len(frames) == 12
+
+
+def test_spread_by_hand():
+    """101 points on a diagonal: five at each end are left out."""
+    assert spread([(number, 2 * number) for number in range(101)], 100, 400) == pytest.approx(180 / 400)
+    assert spread([(5, 5)], 10, 10) == 0
 
 
 def test_many_photos_are_matched_with_their_followers(tmp_path, monkeypatch):
@@ -466,8 +473,9 @@ def killed_python(folder: Path) -> str:
 @needs_pycolmap
 def test_a_failure_of_pycolmap_keeps_its_traceback(tmp_path):
     (photo,) = rooms.write_photos(tmp_path / "images", 1)
+    photo.write_bytes(photo.read_bytes()[:500])
     with pytest.raises(RuntimeError, match="(?s)pycolmap failed at cameras:.*Traceback"):
-        Reconstructor(tmp_path, [Photo(photo.name, "a.jpg", 240, 180)], "NO_MODEL").find_features()
+        Reconstructor(tmp_path, [Photo(photo.name, "a.jpg", 240, 180)], "SIMPLE_PINHOLE").find_features()
 
 
 def test_without_pycolmap_nothing_is_written(tmp_path, monkeypatch):

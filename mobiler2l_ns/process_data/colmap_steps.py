@@ -10,11 +10,16 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
 SEED = 0
 # Below this share of photos with a pose, a second model is made that needs less overlap.
 FEW_POSES = 0.8
+# Models are made with fewer parameters of the lens, because few and small photos leave the others free. The last bundle
+# adjustment has them all.
+MAPPED_AS = {"OPENCV": "SIMPLE_RADIAL", "PINHOLE": "SIMPLE_PINHOLE", "SIMPLE_PINHOLE": "SIMPLE_PINHOLE"}
+# Points that cover less of the photos, as those of an object do, leave lens and principal point free.
+COVERING = 0.75
 RELAXED = {"init_min_num_inliers": 50, "init_min_tri_angle": 6.0, "abs_pose_min_num_inliers": 15}
 
 
@@ -61,7 +66,7 @@ def add_cameras(col: Any, job: Job) -> None:
         path.unlink()
     col.Database.open(job.database).close()
     for names in job.cameras:
-        options = col.ImageReaderOptions(camera_model=job.camera_model)
+        options = col.ImageReaderOptions(camera_model=MAPPED_AS[job.camera_model])
         col.import_images(job.database, job.images, col.CameraMode.SINGLE, names, options)
 
 
@@ -95,7 +100,10 @@ def find_poses(col: Any, job: Job) -> None:
     if not found:
         return
     model = max(found, key=num_photos)
-    refine(col, model)
+    covered = smallest_spread(model)
+    set_camera_model(col, model, job.camera_model)
+    if covered > COVERING:
+        refine(col, model)
     model.write(emptied(Path(job.colmap) / "sparse" / "0"))
     figures = {
         "posed": [model.image(index).name for index in model.reg_image_ids()],
@@ -130,6 +138,38 @@ def largest_model(col: Any, job: Job, **mapper_options: float) -> Optional[Any]:
 def num_photos(model: Any) -> int:
     """Photos with a pose."""
     return model.num_reg_images()
+
+
+def smallest_spread(model: Any) -> float:
+    """The part of the photos' widths and heights that nine tenths of the points cover, for the worst camera."""
+    seen: Dict[int, List[Any]] = {camera: [] for camera in model.cameras}
+    for index in model.reg_image_ids():
+        image = model.image(index)
+        seen[image.camera_id] += [point.xy for point in image.points2D if point.has_point3D()]
+    cameras = model.cameras
+    return min(spread(points, cameras[index].width, cameras[index].height) for index, points in seen.items() if points)
+
+
+def spread(points: Sequence[Sequence[float]], width: int, height: int) -> float:
+    """The part of a photo's width, or of its height if that is smaller, that nine tenths of the points cover."""
+    parts = []
+    for values, side in zip(zip(*points), (width, height)):
+        ordered = sorted(values)
+        cut = len(ordered) // 20
+        parts.append((ordered[-1 - cut] - ordered[cut]) / side)
+    return min(parts)
+
+
+def set_camera_model(col: Any, model: Any, name: str) -> None:
+    """Gives the cameras the lens that was asked for, which renders as before."""
+    for camera in model.cameras.values():
+        focal, x, y, *radial = camera.params
+        lens = {
+            "SIMPLE_PINHOLE": [focal, x, y],
+            "PINHOLE": [focal, focal, x, y],
+            "OPENCV": [focal, focal, x, y, *radial, 0.0, 0.0, 0.0],
+        }[name]
+        camera.model, camera.params = getattr(col.CameraModelId, name), lens
 
 
 def refine(col: Any, model: Any) -> None:
