@@ -58,20 +58,3 @@ def write_photos(folder: Path, count: int = 12, seed: int = 0, prefix: str = "ro
     for path, pose in zip(paths, camera_poses(count)):
         Image.fromarray(render(pose, seed)).save(path, quality=95)
     return paths
-
-
-def pose_errors(found: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Errors of camera-to-world matrices [N 3 4] after the similarity that fits the positions best [N 2].
-
-    The first column is a distance as a fraction of the extent of the true cameras, the second an angle in degrees.
-    """
-    p, q = found[:, :, 3], true[:, :, 3]
-    p0, q0 = p - p.mean(0), q - q.mean(0)
-    u, s, vt = np.linalg.svd(q0.T @ p0)
-    sign = np.diag([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
-    rotation = u @ sign @ vt
-    scale = (s * np.diag(sign)).sum() / (p0**2).sum()
-    distances = np.linalg.norm(scale * p0 @ rotation.T - q0, axis=1) / np.linalg.norm(np.ptp(q, axis=0))
-    relative = np.einsum("nij,nik->njk", rotation @ found[:, :, :3], true[:, :, :3])
-    cosines = np.clip((np.trace(relative, axis1=1, axis2=2) - 1) / 2, -1, 1)
-    return np.stack([distances, np.degrees(np.arccos(cosines))], axis=1)

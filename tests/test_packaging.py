@@ -124,7 +124,7 @@ def test_the_plugin_requires_what_it_imports(wheel, metadata):
 
 
 @pytest.mark.parametrize(
-    ("folder", "extras"), [("scripts", {"export", "demo"}), ("tests", {"export", "capture", "demo", "dev"})]
+    ("folder", "extras"), [("scripts", {"export", "capture", "demo"}), ("tests", {"export", "capture", "demo", "dev"})]
 )
 def test_extras_hold_what_scripts_and_tests_import(metadata, folder, extras):
     requirements = required(metadata)

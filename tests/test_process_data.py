@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import rooms
+from bench import poses
+from bench.poses import pose_errors
 from builders import one_sentence
 from commands import start
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
@@ -66,7 +67,7 @@ def test_poses_are_the_true_ones(room):
     frames = json.loads((room / "capture" / "transforms.json").read_text())["frames"]
     found = {frame["file_path"]: np.array(frame["transform_matrix"])[:3] for frame in frames}
     assert sorted(found) == [f"images/frame_{number:05d}.jpg" for number in range(1, 13)]
-    errors = rooms.pose_errors(np.stack([found[name] for name in sorted(found)]), np.stack(rooms.camera_poses(12)))
+    errors = pose_errors(np.stack([found[name] for name in sorted(found)]), np.stack(rooms.camera_poses(12)))
     assert errors[:, 0].max() < 0.01 and errors[:, 1].max() < 2
     record = Record.read(room / "capture" / "process.json")
     assert record.report.posed == 12 and record.report.unposed == []
@@ -219,6 +220,51 @@ def test_features_of_a_transparent_photo_lie_on_the_object(tmp_path):
     assert (points >= (60 + 2, 40 + 2)).all() and (points <= (180 - 2, 140 - 2)).all()
 
 
+def test_pose_errors_by_hand():
+    """The found world is turned, scaled and moved; then one camera is off by a tenth and turned by 90 degrees."""
+    rng = np.random.default_rng(0)
+    true = np.stack([np.hstack([np.linalg.qr(rng.normal(size=(3, 3)))[0], rng.normal(size=(3, 1))]) for _ in range(9)])
+    true[:, :, 0] *= np.linalg.det(true[:, :, :3])[:, None]
+    turn = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    found = np.concatenate([turn @ true[:, :, :3], (3 * turn @ true[:, :, 3:]) + 5], axis=2)
+    assert np.abs(pose_errors(found, true)).max() < 1e-5
+    found[4, :, :3] = found[4, :, :3] @ turn
+    errors = pose_errors(found, true)
+    assert errors[4, 1] == pytest.approx(90) and np.delete(errors[:, 1], 4).max() < 1e-5
+    found[4, :, 3] += 0.3  # in a world of three times the size
+    assert 0.05 < pose_errors(found, true)[4, 0] * np.linalg.norm(np.ptp(true[:, :, 3], axis=0)) < 0.1 * 3**0.5
+
+
+@needs_pycolmap
+def test_the_benchmark_of_poses(room, tmp_path, monkeypatch):
+    """With a room as the capture, and rings and a video that are rooms, too."""
+    truth = rooms.camera_poses(12)
+    capture = tmp_path / "capture"
+    shutil.copytree(room / "photos", capture / "images")
+    whole = [np.vstack([pose, [0, 0, 0, 1]]) for pose in truth]
+    frames = [{"file_path": f"images/room{k:02d}.jpg", "transform_matrix": m.tolist()} for k, m in enumerate(whole)]
+    (capture / "transforms.json").write_text(json.dumps({"frames": frames}))
+    monkeypatch.setattr(poses, "inputs", lambda options: iter([("capture", capture / "images", whole)]))
+    command = ["poses.py", "--work", str(tmp_path / "work"), "--json", str(tmp_path / "poses.json")]
+    monkeypatch.setattr(sys, "argv", command)
+    poses.main()
+    found = json.loads((tmp_path / "poses.json").read_text())["capture"]
+    assert (found["photos"], found["posed"]) == (12, 12) and found["median_position_error_percent"] < 1
+    assert list(poses.capture_poses(capture)) == [f"room{k:02d}.jpg" for k in range(12)]
+
+
+def test_photos_and_video_of_the_demo_scene(tmp_path, monkeypatch):
+    monkeypatch.setattr(poses, "RINGS", ((20, 2), (60, 1)))
+    options = poses.Options(work=tmp_path, side=40, frames=3)
+    (rings, photos, ring_truth), (orbit, video, path_truth) = poses.inputs(options)
+    assert (rings, len(list(photos.iterdir())), len(ring_truth)) == ("rings", 3, 3)
+    assert (orbit, len(path_truth)) == ("orbit", 3)
+    (tmp_path / "images").mkdir()
+    assert [(photo.width, photo.height) for photo in import_video(video, tmp_path / "images", 3, 0)] == 3 * [(24, 24)]
+    with pytest.raises(UserError, match="has no transforms.json with poses"):
+        poses.capture_poses(tmp_path)
+
+
 # -- photos ------------------------------------------------------------------------------------------------------------
 
 
@@ -294,17 +340,6 @@ def test_smaller_copies_and_the_output_are_no_photos(tmp_path):
 # -- videos ------------------------------------------------------------------------------------------------------------
 
 
-def write_video(path: Path, frames) -> Path:
-    """An H.264 video of RGB frames at 10 frames a second."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=10, options={"crf": "10"})
-        stream.height, stream.width = frames[0].shape[:2]
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        container.mux(stream.encode())
-    return path
-
-
 def test_the_sharpest_frame_of_each_interval_is_chosen():
     assert choose_frames([1, 5, 2, 9, 3, 4], 3) == [1, 3, 5]
     assert choose_frames([1, 2], 5) == [0, 1]
@@ -324,9 +359,9 @@ def test_blurred_frames_of_a_video_are_left_out(tmp_path):
         image = Image.fromarray(rooms.render(pose))
         small = image.resize((24, 18)).resize((240, 180))
         frames.append(np.asarray(image if number % 3 == 1 else small))
-    video = write_video(tmp_path / "walk.mp4", frames)
+    video = poses.write_video(tmp_path / "walk.mp4", iter(frames))
     found = import_video(video, tmp_path / "images", 4, 1)
-    assert [photo.source for photo in found] == ["0.10 s", "0.40 s", "0.70 s", "1.00 s"]
+    assert [photo.source for photo in found] == ["0.04 s", "0.17 s", "0.29 s", "0.42 s"]
     for photo, truth in zip(found, frames[1::3]):
         stored = np.asarray(Image.open(tmp_path / "images" / photo.name), np.float32)
         assert np.abs(stored - truth).mean() < 12 and (photo.width, photo.height) == (240, 180)
@@ -347,7 +382,7 @@ def test_a_frame_is_turned_as_the_phone_was_held(rotation, corner):
 def test_a_video_that_was_recorded_upright(tmp_path):
     """ffmpeg, which turns frames as the file says, is the reference."""
     (tmp_path / "images").mkdir()
-    stored = write_video(tmp_path / "stored.mp4", [rooms.render(pose) for pose in rooms.camera_poses(3)])
+    stored = poses.write_video(tmp_path / "stored.mp4", (rooms.render(pose) for pose in rooms.camera_poses(3)))
     ffmpeg = ["ffmpeg", "-loglevel", "error", "-y"]
     turned, reference = tmp_path / "turned.mp4", tmp_path / "reference.png"
     subprocess.run([*ffmpeg, "-i", stored, "-c", "copy", "-metadata:s:v", "rotate=90", turned], check=True)
@@ -473,9 +508,9 @@ def killed_python(folder: Path) -> str:
 @needs_pycolmap
 def test_a_failure_of_pycolmap_keeps_its_traceback(tmp_path):
     (photo,) = rooms.write_photos(tmp_path / "images", 1)
-    photo.write_bytes(photo.read_bytes()[:500])
+    reconstructor = Reconstructor(tmp_path, [Photo(photo.name, "a.jpg", 240, 180)], "NO_MODEL")
     with pytest.raises(RuntimeError, match="(?s)pycolmap failed at cameras:.*Traceback"):
-        Reconstructor(tmp_path, [Photo(photo.name, "a.jpg", 240, 180)], "SIMPLE_PINHOLE").find_features()
+        reconstructor.find_features()
 
 
 def test_without_pycolmap_nothing_is_written(tmp_path, monkeypatch):
