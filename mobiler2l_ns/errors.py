@@ -22,6 +22,11 @@ class UntrustedFile(UserError):
     """A file would run code that belongs neither to nerfstudio nor to an installed plugin."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the error's name if it has none; at most 200 characters."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 @contextmanager
 def explain_write_errors(output_dir: Path) -> Iterator[None]:
     """Turns an OSError of the code inside, which writes to output_dir, into a UserError."""

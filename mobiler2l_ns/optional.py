@@ -6,7 +6,7 @@ An installed package may also be broken. A wheel for another processor or numpy 
 import importlib
 from types import ModuleType
 
-from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.errors import UserError, first_line
 
 _EXTRAS = {
     "onnx": "export",
@@ -30,9 +30,8 @@ def require(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"this command needs {name}, which cannot be imported ({reason}): install it with "
+            f"this command needs {name}, which cannot be imported ({first_line(error)}): install it with "
             f"`uv pip install 'mobiler2l-ns[{_EXTRAS[name]}]'`, or in a checkout with `bash scripts/setup.sh`"
             f"{_INSTEAD.get(name, '')}."
         ) from None

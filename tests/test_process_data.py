@@ -143,7 +143,7 @@ def test_a_removed_photo_after_an_error(tmp_path):
     with pytest.raises(UserError, match="room03.jpg"):
         command.main()
     damaged.unlink()
-    record = command._begin()
+    record = command._begin(find_photos(command.data, command.output_dir))
     assert len(record.files) == 11 and not record.photos
 
 

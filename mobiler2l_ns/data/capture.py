@@ -15,7 +15,7 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 from PIL import Image
 
 from mobiler2l_ns.compat import with_batch_axis
-from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.errors import UserError, first_line
 
 # What nerfstudio's data parsers raise for missing files, missing keys, wrong types and their own assertions.
 PARSER_ERRORS = (OSError, LookupError, TypeError, AssertionError, ValueError, AttributeError)
@@ -58,11 +58,10 @@ class ValidatedDataMixin(_Base):
         except PARSER_ERRORS as error:
             if self.eval_dataset is not None:
                 raise  # the capture was read; what failed came after it
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise UserError(
-                f"{data} cannot be read as {parser_name(config.dataparser)} ({reason}): it needs photos with poses in "
-                "transforms.json; make them with ns-process-mobiler2l, or name another data parser at the end of the "
-                "command, e.g. blender-data."
+                f"{data} cannot be read as {parser_name(config.dataparser)} ({first_line(error)}): it needs photos "
+                "with poses in transforms.json; make them with ns-process-mobiler2l, or name another data parser at "
+                "the end of the command, e.g. blender-data."
             ) from error
 
     def create_train_dataset(self) -> InputDataset:

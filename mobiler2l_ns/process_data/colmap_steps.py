@@ -73,7 +73,8 @@ def add_cameras(col: Any, job: Job) -> None:
 def find_features(col: Any, job: Job) -> None:
     """SIFT features of the photos that have none yet."""
     options = col.FeatureExtractionOptions(max_image_size=job.max_side, num_threads=job.num_threads, use_gpu=False)
-    others = [name for name in job.names if name not in set(job.masked)]
+    masked = set(job.masked)
+    others = [name for name in job.names if name not in masked]
     for names, reader in ((job.masked, {"mask_path": Path(job.colmap) / "masks"}), (others, {})):
         if names:
             col.extract_features(
@@ -100,9 +101,8 @@ def find_poses(col: Any, job: Job) -> None:
     if not found:
         return
     model = max(found, key=num_photos)
-    covered = smallest_spread(model)
     set_camera_model(col, model, job.camera_model)
-    if covered > COVERING:
+    if smallest_spread(model) > COVERING:
         refine(col, model)
     model.write(emptied(Path(job.colmap) / "sparse" / "0"))
     figures = {

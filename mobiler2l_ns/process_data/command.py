@@ -7,7 +7,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Dict, Literal, Tuple
+from typing import Annotated, Any, Dict, List, Literal, Tuple
 
 import tyro
 from nerfstudio.process_data.colmap_utils import colmap_to_json
@@ -60,9 +60,10 @@ class ProcessMobileR2L:
         self._check_options()
         require("pycolmap")  # before the photos are copied
         with explain_write_errors(self.output_dir):
-            record = self._begin()
+            sources = [self.data] if self.data.is_file() else find_photos(self.data, self.output_dir)
+            record = self._begin(sources)
             if record.report is None:
-                self._import_photos(record)
+                self._import_photos(record, sources)
                 self._find_poses(record)
             else:
                 log_line(f"{self.output_dir} is complete already.")
@@ -84,13 +85,12 @@ class ProcessMobileR2L:
         if self.output_dir.resolve() == self.data.resolve():
             raise UserError(f"{self.output_dir} has the photos themselves: pass another --output-dir.")
 
-    def _begin(self) -> Record:
+    def _begin(self, sources: List[Path]) -> Record:
         """The record of the output folder, or a new one.
 
         Raises:
             UserError: The folder has something else in it.
         """
-        sources = [self.data] if self.data.is_file() else find_photos(self.data, self.output_dir)
         if self.data.is_dir():
             self._check_count(len(sources))
         files = {str(path.resolve()): [path.stat().st_size, path.stat().st_mtime] for path in sources}
@@ -126,7 +126,7 @@ class ProcessMobileR2L:
             found.pose_options, found.report = wanted.pose_options, None
         return found
 
-    def _import_photos(self, record: Record) -> None:
+    def _import_photos(self, record: Record, sources: List[Path]) -> None:
         if record.photos:
             return
         start, images = time.perf_counter(), self.output_dir / "images"
@@ -136,7 +136,7 @@ class ProcessMobileR2L:
         if self.data.is_file():
             photos = import_video(self.data, images, self.num_frames_target, self.num_downscales)
         else:
-            photos = import_photos(find_photos(self.data, self.output_dir), self.data, images, self.num_downscales)
+            photos = import_photos(sources, self.data, images, self.num_downscales)
         self._check_count(len(photos))
         record.photos = photos
         self._finish_step(record, "photos", start)

@@ -10,7 +10,7 @@ from typing import List, Optional, Tuple
 from nerfstudio.process_data.process_data_utils import ALLOWED_RAW_EXTS, list_images
 from PIL import Image, ImageFilter, ImageOps
 
-from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.errors import UserError, first_line
 from mobiler2l_ns.training.progress import progress_of
 
 # A phone that stores these also exports JPEG.
@@ -107,8 +107,9 @@ def copy_photo(source: Path, images: Path, stem: str) -> str:
             upright_image.convert("RGB").save(images / f"{stem}.jpg", quality=JPEG_QUALITY, exif=exif)
             return f"{stem}.jpg"
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UserError(f"the photo {source} cannot be read ({reason}): remove it, or export it again.") from error
+        raise UserError(
+            f"the photo {source} cannot be read ({first_line(error)}): remove it, or export it again."
+        ) from error
 
 
 def write_smaller(photo: Path, num_downscales: int) -> Tuple[int, int]:

@@ -9,7 +9,7 @@ from av.error import FFmpegError
 from jaxtyping import UInt8
 from PIL import Image
 
-from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.errors import UserError, first_line
 from mobiler2l_ns.process_data.photos import JPEG_QUALITY, Photo, write_smaller
 from mobiler2l_ns.training.progress import progress_of
 
@@ -29,12 +29,15 @@ def import_video(video: Path, images: Path, num_frames: int, num_downscales: int
     photos: List[Photo] = []
     with progress_of("frames", len(wanted)) as advance:
         for index, (seconds, frame) in enumerate(_frames(video)):
-            if len(photos) < len(wanted) and index == wanted[len(photos)]:
-                name = f"frame_{len(photos) + 1:05d}.jpg"
-                upright(frame.to_ndarray(format="rgb24"), frame.rotation).save(images / name, quality=JPEG_QUALITY)
-                width, height = write_smaller(images / name, num_downscales)
-                photos.append(Photo(name, f"{seconds:.2f} s", width, height))
-                advance(len(photos))
+            if index != wanted[len(photos)]:
+                continue
+            name = f"frame_{len(photos) + 1:05d}.jpg"
+            upright(frame.to_ndarray(format="rgb24"), frame.rotation).save(images / name, quality=JPEG_QUALITY)
+            width, height = write_smaller(images / name, num_downscales)
+            photos.append(Photo(name, f"{seconds:.2f} s", width, height))
+            advance(len(photos))
+            if len(photos) == len(wanted):
+                break
     return photos
 
 
@@ -83,7 +86,6 @@ def _frames(video: Path) -> Iterator[Tuple[float, av.VideoFrame]]:
                 for frame in container.decode(stream):
                     yield frame.time or 0.0, frame
     except FFmpegError as error:
-        reason = str(error).splitlines()[0][:200]
         raise UserError(
-            f"the video {video} cannot be read ({reason}): record it again, or pass a folder of photos."
+            f"the video {video} cannot be read ({first_line(error)}): record it again, or pass a folder of photos."
         ) from error
