@@ -8,7 +8,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from nerfstudio.data.scene_box import SceneBox
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mobiler2l_ns.compat import allow_numpy_scalars, without_lpips_download
 from mobiler2l_ns.errors import UntrustedFile, UserError
+from mobiler2l_ns.files import replace_file
 from mobiler2l_ns.run_config import read_config
 
 # How torch names a class or function that it refuses in a file of weights.
@@ -70,7 +71,8 @@ def load_model(config_path: Path, device) -> Tuple[Model, int]:
             f"{folder} has no checkpoint: train this run first, or pass the config.yml of one that was saved."
         )
     path = checkpoints[-1]
-    state, step = _read_checkpoint(path)
+    saved = read_checkpoint(path)
+    state, step = model_state(saved["pipeline"]), int(saved["step"])
     try:
         model = _build_model(config.pipeline.model, state, device, path)
     except Exception as error:
@@ -92,12 +94,18 @@ def load_model(config_path: Path, device) -> Tuple[Model, int]:
     return model.to(device).eval().requires_grad_(False), step
 
 
-def _read_checkpoint(path: Path) -> Tuple[Dict[str, Tensor], int]:
-    """The model's state dict and the step of a checkpoint."""
+def read_checkpoint(path: Path) -> Dict[str, Any]:
+    """What a checkpoint contains: weights, other tensors and plain numbers, and nothing that could run as code.
+
+    Raises:
+        UserError: The file is not whole, or is something else.
+        UntrustedFile: It contains other objects.
+    """
     allow_numpy_scalars()  # for commands of ours that do not discover the methods
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-        state, step = loaded["pipeline"], int(loaded["step"])
+        if missing := {"pipeline", "step"} - loaded.keys():
+            raise KeyError(missing)
     except Exception as error:
         other = OTHER_THAN_WEIGHTS.search(str(error))
         if other:
@@ -109,7 +117,33 @@ def _read_checkpoint(path: Path) -> Tuple[Dict[str, Tensor], int]:
         raise UserError(
             f"{path} is not a whole nerfstudio checkpoint: delete it, or resume the run to write it anew."
         ) from None
-    return model_state(state), step
+    return loaded
+
+
+def write_checkpoint(folder: Path, step: int, content: Dict[str, Any]) -> Path:
+    """Writes a checkpoint, whole or not at all.
+
+    Args:
+        folder: The run's nerfstudio_models; nothing but checkpoints is ever in it, as nerfstudio expects.
+        step: The step that it is of.
+        content: What it contains.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, unfinished = folder / f"step-{step:09d}.ckpt", folder.with_name(folder.name + ".writing")
+    try:
+        # Given a path, torch would report a full disk as a RuntimeError about positions.
+        with open(unfinished, "wb") as file:
+            torch.save(content, file)
+        replace_file(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
 
 
 def model_state(pipeline_state: Dict[str, Tensor]) -> Dict[str, Tensor]:

@@ -10,7 +10,7 @@ B: patches; hc, wc: cells of a patch; Hc, Wc: its pixels.
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Dict, Literal, Optional, Tuple, Type
+from typing import Any, Dict, Literal, Optional, Tuple, Type
 
 import tyro
 from jaxtyping import Float
@@ -28,6 +28,7 @@ from mobiler2l_ns.data.photos import PhotoSet, TrainingViewRays, load_photos
 from mobiler2l_ns.data.pool import ViewPool, announce_memory
 from mobiler2l_ns.data.poses import PoseKind, PoseSampler, fit_poses
 from mobiler2l_ns.data.reprojection import ReprojectedViews
+from mobiler2l_ns.data.saved_views import SavedViews
 from mobiler2l_ns.data.student_camera import (
     check_pinholes,
     choose_near_far,
@@ -193,7 +194,7 @@ class DistillationDataManager(CaptureDataManager):
             check_same_scene(self.teacher, source.load_few(), teacher, self.get_datapath())
         self.photos, self.validation = source.load()
         near_far = broadcast_from_main(
-            lambda: choose_near_far(config.near_far, self._measure_near_far, self.pose_sampler, self.size, focal)
+            lambda: choose_near_far(config.near_far, self._measure, self.pose_sampler, self.size, focal)
         )
         camera = fit_student_camera(dataset.cameras, self.pose_sampler, self.size, focal, near_far, self.points)
         dataset.metadata["student_camera"] = camera  # nerfstudio hands this dictionary to the model
@@ -212,14 +213,31 @@ class DistillationDataManager(CaptureDataManager):
             self.pool, self.pose_sampler, self.budget, self._render_teacher, config.initial_views
         )
 
-    def _measure_near_far(self, probes: Cameras) -> Tuple[float, float]:
+    def _measure(self, probes: Cameras) -> Tuple[float, float]:
         return depth_range(self.teacher, probes, self.points == "unbounded")
 
     def _identity(self, focal: float) -> str:
         """What cached views show: those of another teacher, size or focal length are of no use."""
         height, width = self.size
-        step = getattr(self.teacher, "step", 0)
-        return f"{self.config.teacher.load_config} step {step} {height}x{width} focal {focal:.3f}"
+        weights = getattr(self.teacher, "fingerprint", "") if self.config.cache_dir is not None else ""
+        return f"{self.config.teacher.load_config} {weights} {height}x{width} focal {focal:.3f}"
+
+    def run_state(self) -> Dict[str, Any]:
+        """What a checkpoint keeps of the training data. Several processes have views of their own, and keep none."""
+        assert self.pool is not None
+        pools = {"teacher": self.pool, **({"reprojected": self.reprojected.pool} if self.reprojected else {})}
+        views = {name: SavedViews.of(pool)._asdict() for name, pool in pools.items() if comms.get_world_size() == 1}
+        numbers = {"near_far": list(self.pool.depths[:2]), "photo_share": self.photo_share, "count": self.train_count}
+        return {**numbers, "views": views}
+
+    def resume(self, state: Dict[str, Any]) -> None:
+        """Goes on from what a checkpoint has kept. Hard patches are collected anew."""
+        self.photo_share, self.train_count = state["photo_share"], state["count"]
+        streams = {"teacher": self.view_stream, "reprojected": self.reprojected}
+        for name, views in state["views"].items():
+            stream = streams[name]
+            if stream is not None and comms.get_world_size() == 1:
+                stream.resume(SavedViews(**views))
 
     def next_train(self, step: int) -> Tuple[RayBundle, Dict]:
         """This process's part of a batch in ns-train, see ``BatchMixer.draw``.
@@ -262,21 +280,6 @@ class DistillationDataManager(CaptureDataManager):
     def set_photo_share(self, share: float) -> None:
         """Changes the fraction of each batch that comes from the photos."""
         self.photo_share = share
-
-    def changeable_shares(self) -> Dict[str, float]:
-        """The shares that the viewer's sliders change; none with several processes, whose batches must agree."""
-        if comms.get_world_size() > 1:
-            return {}
-        shares = {"filling_share": self.budget.filling_share, "teacher_share": self.budget.teacher_share}
-        return {**shares, "photo_share": self.photo_share} if self.photos is not None else shares
-
-    def change_share(self, name: str, share: float) -> None:
-        """Changes one of ``changeable_shares``."""
-        if name == "photo_share":
-            self.set_photo_share(share)
-            self.budget.begin_phase()
-        else:
-            self.budget.set_share(name, share)
 
     def _render_teacher(self, camera: Cameras) -> Float[Tensor, "H W C"]:
         channels = self.config.channels

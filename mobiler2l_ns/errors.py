@@ -1,5 +1,8 @@
 """The one exception for mistakes that a user can mend."""
 
+import os
+import sys
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
@@ -9,6 +12,7 @@ class UserError(SystemExit):
     """Ends a command with one sentence on stderr and exit code 1, without a traceback.
 
     It derives from SystemExit because nerfstudio's own commands call us and print a traceback for everything else.
+    With the environment variable MOBILER2L_DEBUG the place and the cause are printed, too.
 
     Args:
         message: One sentence that names the file or option at fault and says what to do.
@@ -16,6 +20,10 @@ class UserError(SystemExit):
 
     def __init__(self, message: str):
         super().__init__(f"mobiler2l: {message}")
+        if os.environ.get("MOBILER2L_DEBUG"):
+            traceback.print_stack()
+            if sys.exc_info()[1] is not None:
+                traceback.print_exc()
 
 
 class UntrustedFile(UserError):

@@ -3,10 +3,10 @@
 It also runs distributed on CPUs, for which VanillaPipeline is not made.
 """
 
-import json
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Literal, Optional, Type, cast
+from typing import Any, Dict, List, Literal, Optional, Type, cast
 
 import torch
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
@@ -25,6 +25,7 @@ from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.command import ExportMobileR2L
 from mobiler2l_ns.export.onnx_files import check_size
 from mobiler2l_ns.export.report import RECORD
+from mobiler2l_ns.files import write_json
 from mobiler2l_ns.model import MobileR2LModel, MobileR2LModelConfig
 from mobiler2l_ns.training.distributed import broadcast_from_main, gather
 from mobiler2l_ns.training.finetuning import FineTuning, FineTuningConfig
@@ -46,6 +47,16 @@ class DistillationPipelineConfig(VanillaPipelineConfig):
     """The student."""
     finetuning: FineTuningConfig = field(default_factory=FineTuningConfig)
     """Fine-tuning on the photos after distillation."""
+
+    def go_on_from(self, state: Dict[str, Any]) -> None:
+        """Takes over what an interrupted run measured: measured again, it would differ a little.
+
+        Args:
+            state: What ``DistillationPipeline.run_state`` returned.
+        """
+        if self.datamanager.near_far is None:
+            near, far = state["data"]["near_far"]
+            self.datamanager.near_far = (near, far)
 
 
 class DistillationPipeline(VanillaPipeline):
@@ -73,10 +84,12 @@ class DistillationPipeline(VanillaPipeline):
         super().__init__(config, device, test_mode, world_size=1, local_rank=local_rank, grad_scaler=grad_scaler)
         self.world_size = world_size
         self.finetuning: Optional[FineTuning] = None
+        self.saved_finetuning: Dict[str, Any] = {}
         self.export = ExportPanel(self.model.copy_to_cpu, export_student)
         self.start_view = StartView(self.model)
         if self.datamanager.pool is not None:  # only ns-train loads the teacher
-            self.stream = StreamPanel(self.datamanager.changeable_shares(), self.datamanager.change_share)
+            change = functools.partial(change_share, self.datamanager)
+            self.stream = StreamPanel(changeable_shares(self.datamanager), change)
         teacher = config.datamanager.teacher.load_config
         if teacher is not None:
             self.comparison = TeacherView(teacher, lambda: self.datamanager.teacher)
@@ -88,6 +101,16 @@ class DistillationPipeline(VanillaPipeline):
     def model(self) -> MobileR2LModel:
         """The student, without the wrapper of a distributed run."""
         return cast(MobileR2LModel, module_wrapper(self._model))
+
+    def run_state(self) -> Dict[str, Any]:
+        """What a checkpoint keeps beside weights and optimizers."""
+        finetuning = self.finetuning.state() if self.finetuning is not None else {}
+        return {"data": self.datamanager.run_state(), "finetuning": finetuning}
+
+    def resume(self, state: Dict[str, Any]) -> None:
+        """Goes on from what a checkpoint has kept; fine-tuning, which the callbacks build, takes its part later."""
+        self.datamanager.resume(state["data"])
+        self.saved_finetuning = state["finetuning"]
 
     @profiler.time_function
     def get_train_loss_dict(self, step: int):
@@ -139,6 +162,7 @@ class DistillationPipeline(VanillaPipeline):
                 lambda: broadcast_from_main(self.validation_psnr),
                 self.datamanager.set_photo_share,
             )
+            self.finetuning.resume(self.saved_finetuning)
             callbacks = self.finetuning.callbacks()
         after_step, after_training = (
             TrainingCallbackLocation.AFTER_TRAIN_ITERATION,
@@ -162,7 +186,7 @@ class DistillationPipeline(VanillaPipeline):
             record = {"steps": step + 1, "processes": len(pools), "pool": merge_statistics(pools)}
             if self.finetuning is not None:
                 record["finetuning"] = self.finetuning.statistics()
-            (run_folder / RECORD).write_text(json.dumps(record, indent=2))
+            write_json(run_folder / RECORD, record)
 
     def _export(self, run_folder: Path) -> None:
         """Exports the trained student; a training that is done does not fail because that is not possible."""
@@ -178,6 +202,24 @@ class DistillationPipeline(VanillaPipeline):
 def export_student(run_folder: Path, output_dir: Path, student: nn.Module, step: int) -> None:
     """Exports a student that is at hand, for the viewer's button."""
     ExportMobileR2L(run_folder, output_dir, num_views=0, overwrite=True).export((cast(MobileR2LModel, student), step))
+
+
+def changeable_shares(datamanager: DistillationDataManager) -> Dict[str, float]:
+    """The shares that the viewer's sliders change; none with several processes, whose batches must agree."""
+    if comms.get_world_size() > 1:
+        return {}
+    budget = datamanager.budget
+    shares = {"filling_share": budget.filling_share, "teacher_share": budget.teacher_share}
+    return {**shares, "photo_share": datamanager.photo_share} if datamanager.photos is not None else shares
+
+
+def change_share(datamanager: DistillationDataManager, name: str, share: float) -> None:
+    """Changes one of ``changeable_shares``."""
+    if name == "photo_share":
+        datamanager.set_photo_share(share)
+        datamanager.budget.begin_phase()
+    else:
+        datamanager.budget.set_share(name, share)
 
 
 def merge_statistics(statistics: List[Dict[str, float]]) -> Dict[str, float]:

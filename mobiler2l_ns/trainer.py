@@ -1,26 +1,23 @@
-"""nerfstudio's Trainer with atomic checkpoints, a config.yml with the options that were used, and quick memory."""
+"""nerfstudio's Trainer with whole checkpoints from which a run goes on as if it had not been interrupted."""
 
-import os
-import random
-import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Literal, Optional, Type
+from pathlib import Path
+from typing import Any, Dict, Literal, Optional, Type
 
-import numpy as np
-import torch
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils import comms, writer
+from nerfstudio.utils.rich_utils import CONSOLE
 
-from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.checkpoints import read_checkpoint, write_checkpoint
+from mobiler2l_ns.errors import UserError, first_line
+from mobiler2l_ns.training.finite_steps import FiniteSteps
 from mobiler2l_ns.training.memory import keep_freed_memory
+from mobiler2l_ns.training.progress import log_line
+from mobiler2l_ns.training.random_state import random_state, set_random_state
 from mobiler2l_ns.training.schedulers import CosineLR
-
-
-def seed_all(seed: int) -> None:
-    """Seeds all random numbers, as ns-train does."""
-    for seeded in (random.seed, np.random.seed, torch.manual_seed):
-        seeded(seed)
+from mobiler2l_ns.training.termination import EXIT_CODE, on_termination
 
 
 def forget_writers() -> None:
@@ -36,10 +33,19 @@ class DistillationTrainerConfig(TrainerConfig):
 
 
 class DistillationTrainer(Trainer):
-    """Trainer for teachers and students."""
+    """Trainer for teachers and students.
 
+    Attributes:
+        first_step: The step at which the run began. A run that goes on after an interruption keeps it.
+        end_step: The step before which the run ends.
+    """
+
+    first_step: int
+    end_step: int
     _state = "training"
     _pause: Optional[ExitStack] = None
+    _checkpoint: Optional[Dict[str, Any]] = None
+    _is_asked_to_end = False
 
     @property
     def training_state(self) -> str:
@@ -62,47 +68,163 @@ class DistillationTrainer(Trainer):
         """nerfstudio's; also keeps freed memory, sets the length of the schedules, and saves config.yml again."""
         if test_mode == "val" and self.device == "cpu":
             keep_freed_memory()
+        self._plan_run()
         super().setup(test_mode)
         for scheduler in self.optimizers.schedulers.values():
             if isinstance(scheduler, CosineLR):
-                scheduler.end_at(self._start_step + self.config.max_num_iterations)
+                scheduler.end_at(self.end_step)
+        after_step = [TrainingCallbackLocation.AFTER_TRAIN_ITERATION]
+        steps = FiniteSteps(self.optimizers.optimizers)
+        self.callbacks += [steps.callback(), TrainingCallback(after_step, self._end_if_asked)]
         if test_mode == "val" and comms.is_main_process():
             # ns-train wrote config.yml before the teacher, its data parser and the kind of scene were known.
             self.config.save_config()
 
+    def _plan_run(self) -> None:
+        """Reads the checkpoint to go on from, before anything slow, and finds out where the run ends.
+
+        A run that was interrupted ends where it would have ended, if as many steps are asked for as then. Otherwise
+        so many steps follow the checkpoint, as in nerfstudio.
+        """
+        path, steps = checkpoint_to_resume(self.config), self.config.max_num_iterations
+        self._checkpoint = None if path is None else read_checkpoint(path)
+        self.first_step = 0 if self._checkpoint is None else int(self._checkpoint["step"]) + 1
+        self.end_step = self.first_step + steps
+        if self._checkpoint is None:
+            return
+        run = self._checkpoint.get("run", {})
+        if not run.get("completed", True) and run["end"] - run["first"] == steps:
+            log_line(f"{path}: the run goes on at step {self.first_step}, and ends at step {run['end']}.")
+            self.first_step, self.end_step = run["first"], run["end"]
+        if "pipeline" in run:
+            pipeline: Any = self.config.pipeline
+            pipeline.go_on_from(run["pipeline"])
+
     def _load_checkpoint(self) -> None:
-        """nerfstudio's, with a UserError for a checkpoint that cannot be resumed."""
-        source = self.config.load_dir or self.config.load_checkpoint
+        """nerfstudio's, from what ``setup`` has read, with the state of the data, and with a UserError."""
+        saved = self._checkpoint
+        if saved is None:
+            CONSOLE.print("No checkpoint to load: the training starts from scratch.")
+            return
+        self._start_step = int(saved["step"]) + 1
         try:
-            super()._load_checkpoint()
-        except Exception as error:
-            # Missing, truncated and foreign files and other architectures raise different exceptions.
-            if source is None:
-                raise
+            self.pipeline.load_pipeline(saved["pipeline"], saved["step"])
+            self.optimizers.load_optimizers(saved["optimizers"])
+            if self.config.load_scheduler:
+                self.optimizers.load_schedulers(saved.get("schedulers", {}))
+            self.grad_scaler.load_state_dict(saved["scalers"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            # Weights of other shapes, groups of parameters that this method does not have, other parts of a model.
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
             raise UserError(
-                f"{source} cannot be resumed by {self.config.method_name} ({reason}): pass the nerfstudio_models "
-                "folder of a run of the same method with the same network options."
+                f"{self.config.load_dir or self.config.load_checkpoint} cannot be resumed by {self.config.method_name} "
+                f"({reason}): pass the nerfstudio_models folder of a run of the same method with the same network "
+                "options."
             ) from error
+        if "pipeline" in saved.get("run", {}):
+            pipeline: Any = self.pipeline
+            pipeline.resume(saved["run"]["pipeline"])
+
+    def train(self) -> None:
+        """nerfstudio's, up to the planned end; SIGTERM ends it after a checkpoint."""
+        saved, self._checkpoint = self._checkpoint, None
+        if saved is not None and "random" in saved.get("run", {}):
+            set_random_state(saved["run"]["random"], self.device)
+        left = self.end_step - self._start_step
+        if left == 0:  # it was ended after its last step; nerfstudio expects that one step at least is taken
+            self.step = writer.GLOBAL_BUFFER["step"] = self._start_step - 1
+        asked, self.config.max_num_iterations = self.config.max_num_iterations, left
+        try:
+            with on_termination(self._ask_to_end):
+                super().train()
+        finally:
+            self.config.max_num_iterations = asked
 
     def save_checkpoint(self, step: int) -> None:
-        """Writes beside the checkpoint folder and moves the file into it, so that no file is ever half-written."""
+        """Saves the run, whole or not at all.
+
+        A full disk does not end a training: the checkpoint before is kept, and the next one may succeed.
+
+        Raises:
+            UserError: A weight is NaN or infinite, or the last checkpoint of the run cannot be written.
+        """
         if not comms.is_main_process():
             return
-        folder, keep_latest = self.checkpoint_dir, self.config.save_only_latest_checkpoint
-        staging = folder.with_name(folder.name + ".writing")
-        shutil.rmtree(staging, ignore_errors=True)
-        self.checkpoint_dir = staging
+        weights = self.pipeline.model.named_parameters()
+        broken = [name for name, weight in weights if weight.is_floating_point() and not bool(weight.isfinite().all())]
+        if broken:
+            raise UserError(
+                f"the training has diverged, and {broken[0]} is NaN or infinite after step {step}: train again with "
+                f"smaller learning rates (--optimizers); {self.checkpoint_dir} keeps the checkpoint before."
+            )
         try:
-            super().save_checkpoint(step)
-        finally:
-            self.checkpoint_dir = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        (written,) = staging.iterdir()
-        target = folder / written.name
-        os.replace(written, target)
-        staging.rmdir()
-        if keep_latest:
-            for path in folder.glob("*.ckpt"):
-                if path != target:
-                    path.unlink()
+            path = write_checkpoint(self.checkpoint_dir, step, self._state_dict(step))
+        except OSError as error:
+            failure = UserError(
+                f"the checkpoint of step {step} cannot be written to {self.checkpoint_dir} ({first_line(error)}): make "
+                "room, and go on from the last one with --load-dir."
+            )
+            if self.training_state == "completed" or self._is_asked_to_end:
+                raise failure from None
+            log_line(f"{failure} The training goes on.")
+            return
+        if self.config.save_only_latest_checkpoint:
+            for other in self.checkpoint_dir.glob("*.ckpt"):
+                if other != path:
+                    other.unlink()
+
+    def _state_dict(self, step: int) -> Dict[str, Any]:
+        """What a checkpoint contains: nerfstudio's entries, and ``run`` with the rest of the run's state."""
+        completed = self.training_state == "completed"
+        run: Dict[str, Any] = {"first": self.first_step, "end": self.end_step, "completed": completed}
+        pipeline: Any = self.pipeline
+        if hasattr(pipeline, "run_state"):  # a student's
+            run["pipeline"] = pipeline.run_state()
+        if self.world_size == 1:  # each process has its own random numbers, and one alone saves
+            run["random"] = random_state(self.device)
+        return {
+            "step": step,
+            "pipeline": self.pipeline.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.optimizers.items()},
+            "schedulers": {name: schedule.state_dict() for name, schedule in self.optimizers.schedulers.items()},
+            "scalers": self.grad_scaler.state_dict(),
+            "run": run,
+        }
+
+    def _ask_to_end(self) -> None:
+        """Answers SIGTERM: between two steps there is nothing to wait for, within one its checkpoint."""
+        is_stepping = self.training_state == "training" and getattr(self, "step", self._start_step) > self._start_step
+        if self.world_size > 1 or not is_stepping:
+            raise SystemExit(EXIT_CODE)
+        self._is_asked_to_end = True
+
+    def _end_if_asked(self, step: int) -> None:
+        if self._is_asked_to_end:
+            self.save_checkpoint(step)
+            log_line(f"Ended by SIGTERM after step {step}. To go on, add --load-dir {self.checkpoint_dir}")
+            raise SystemExit(EXIT_CODE)
+
+
+def checkpoint_to_resume(config: TrainerConfig) -> Optional[Path]:
+    """The checkpoint file that a command names, or None.
+
+    Raises:
+        UserError: The file or the folder does not exist, or has no checkpoint.
+    """
+    if config.load_dir is None:
+        path = config.load_checkpoint
+        if path is not None and not path.is_file():
+            raise UserError(f"there is no {path}: pass a step-*.ckpt file with --load-checkpoint.")
+        return path
+    pattern = "step-*.ckpt" if config.load_step is None else f"step-{config.load_step:09d}.ckpt"
+    found = sorted(config.load_dir.glob(pattern))
+    if not found:
+        raise UserError(f"{config.load_dir} has no {pattern}: pass a run's nerfstudio_models folder with --load-dir.")
+    return found[-1]
+
+
+def go_on(config: TrainerConfig, checkpoint: Path) -> None:
+    """Changes the config of an interrupted run so that its trainer goes on; a run that is done takes one step more."""
+    config.load_dir = checkpoint.parent
+    if read_checkpoint(checkpoint).get("run", {}).get("completed", False):
+        config.max_num_iterations = 1

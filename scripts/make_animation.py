@@ -20,7 +20,8 @@ from demo_scene.tracer import render as trace
 from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 
-from mobiler2l_ns.runtime import Renderer
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.runtime import PIPELINE, Renderer
 from mobiler2l_ns.student.viewing_range import ViewingRange
 
 CAPTION_HEIGHT = 26
@@ -46,10 +47,41 @@ class Options:
 
 
 def read_range(path: Path) -> ViewingRange:
-    """The viewing range in the scene.json of a web export."""
-    found = json.loads(path.read_text())["range"]
-    vectors = {name: torch.tensor(found[name], dtype=torch.float32) for name in ("centre", "up", "east")}
-    return ViewingRange(**vectors, **{name: found[name] for name in ("radius", "elevation", "azimuth")})
+    """The viewing range in the scene.json of a web export.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+
+    def numbers(name: str, count: int) -> np.ndarray:
+        values = np.array(found[name], dtype=np.float64)
+        if values.shape != (count,) or not (np.abs(values) < 1e9).all():  # also true of NaN
+            raise ValueError(name)
+        return values
+
+    try:
+        found = json.loads(path.read_bytes())["range"]
+        vectors = {name: torch.from_numpy(numbers(name, 3)).float() for name in ("centre", "up", "east")}
+        known = [name for name in ("radius", "elevation", "azimuth") if found[name] is not None or name != "azimuth"]
+        spans = {name: tuple(numbers(name, 2).tolist()) for name in known}
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        raise UserError(f"{path} is damaged: export the student again with ns-export-mobiler2l.") from None
+    return ViewingRange(**vectors, **{"azimuth": None, **spans})
+
+
+def open_export(folder: Path) -> tuple[Renderer, ViewingRange]:
+    """The renderer of an export, and its viewing range.
+
+    Raises:
+        UserError: A file is damaged, or fits no other.
+    """
+    span = read_range(folder / "web" / "scene.json")
+    try:
+        renderer = Renderer(folder)
+        renderer.session(PIPELINE)
+    except ValueError as error:
+        raise UserError(f"{error}.") from None
+    return renderer, span
 
 
 def turn(span: ViewingRange, count: int) -> list[np.ndarray]:
@@ -116,8 +148,8 @@ def main() -> int:
     if options.output.suffix not in (".webp", ".gif"):
         print(f"{options.output} has another suffix than .webp and .gif: choose one of them.", file=sys.stderr)
         return 1
-    renderer = Renderer(options.export)
-    poses = turn(read_range(scene_path), options.num_views)
+    renderer, span = open_export(options.export)
+    poses = turn(span, options.num_views)
     size = (options.export / "onnx" / "pipeline.onnx").stat().st_size
     rows = {f"student, {size / 1e6:.1f} MB": [renderer.render(pose) for pose in track(poses, "student")]}
     if options.original:

@@ -45,7 +45,7 @@ class Quickstart:
         self.state_path = self.outputs / scene / "quickstart.json"
         self.state: Dict = {}
         if self.state_path.is_file():
-            self.state = json.loads(self.state_path.read_text())
+            self.state = read_state(self.state_path)
         if self.state.get("data") != str(data):
             self.state = {"data": str(data), "seconds": {}}
 
@@ -113,6 +113,17 @@ class Quickstart:
         path.write_text(json.dumps(report, indent=2) + "\n")
         console.print(summary(report, self.scene))
         console.print(next_steps(_short(self.state["student"]), _short(str(self.exports))))
+
+
+def read_state(path: Path) -> Dict:
+    """What an earlier call left; ends the quickstart where the file is damaged."""
+    try:
+        state = json.loads(path.read_bytes())
+        if {"data", "seconds"} <= state.keys() and isinstance(state["seconds"], dict):
+            return state
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    fail(f"{path} is damaged: delete it to start anew.")
 
 
 def peak_memory_mb() -> int:

@@ -15,6 +15,7 @@ import torch
 import tyro
 
 BIN = Path(sys.executable).parent
+NO_NETWORK = Path(__file__).with_name("no_network")
 TINY = [
     "--machine.device-type", "cpu", "--vis", "tensorboard", "--pipeline.model.network.depth", "6",
     "--pipeline.model.network.width", "16", "--pipeline.datamanager.initial-views", "2",
@@ -22,9 +23,12 @@ TINY = [
 ]  # fmt: skip
 
 
-def start(command: str, *arguments, cwd: Path) -> subprocess.Popen:
-    """Starts an installed command."""
+def start(command: str, *arguments, cwd: Path, network: bool = False) -> subprocess.Popen:
+    """Starts an installed command. Each attempt to reach a network fails and is noted in ``sockets.txt``."""
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "COLUMNS": "200"}
+    if not network:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(NO_NETWORK), os.environ.get("PYTHONPATH"))))
+        environment["MOBILER2L_SOCKETS"] = str(Path(cwd) / "sockets.txt")
     return subprocess.Popen(
         [str(BIN / command), *map(str, arguments)], cwd=cwd, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -36,6 +40,7 @@ def run(command: str, *arguments, cwd: Path, code: int = 0) -> str:
     process = start(command, *arguments, cwd=cwd)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == code, output[-3000:]
+    assert not (Path(cwd) / "sockets.txt").exists(), (Path(cwd) / "sockets.txt").read_text()
     return output
 
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bench import common, distillation, forward_facing, recipes, training
+from bench import common, distillation, forward_facing, recipes, soak, training
 from bench.exact_teacher import ExactTeacher
 from bench.training import Run, Score
 from builders import stub_teacher_config
@@ -183,12 +184,21 @@ def test_peak_memory_is_in_bytes(monkeypatch, platform, peak):
 def test_each_benchmark_runs_as_a_file(tmp_path):
     """The quickest of them for real, from another folder; the others find their modules with the same lines."""
     scripts = [path for path in BENCH.glob("*.py") if "def main()" in path.read_text()]
-    assert len(scripts) == 13
+    assert len(scripts) == 14
     for script in scripts:
         assert 'if __name__ == "__main__":' in (text := script.read_text()) and FIND_MODULES in text, script.name
     command = [sys.executable, BENCH / "plugin_import.py", "--help"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 0 and "--runs" in process.stdout, process.stderr
+
+
+def test_growth_of_memory_is_counted_from_the_second_fifth():
+    """A pool that fills in the first fifth is no growth; a leak of 1 MB a minute is."""
+    filling = [100.0, 150.0, *[200.0] * 8]
+    assert soak.growth(filling) == 0
+    leaking = [200.0 + step for step in range(10)]
+    assert soak.growth(leaking) == pytest.approx(208.5 / 202.5 - 1)
+    assert soak.resident_megabytes(os.getpid()) > 100 and soak.resident_megabytes(2**22 + 1) == 0
 
 
 def test_a_missing_capture_ends_in_a_sentence(monkeypatch):

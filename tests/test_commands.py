@@ -60,6 +60,21 @@ def test_export_command_compares_with_photos(student, workspace, scores):
     assert (workspace / "files" / "comparison.png").stat().st_size > 5000
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import urllib.request; urllib.request.urlopen('http://localhost:9')",
+        "import socket; socket.create_connection(('127.0.0.1', 9))",
+        "import socket; socket.socket().bind(('127.0.0.1', 0))",
+    ],
+)
+def test_attempts_to_reach_a_network_are_noted(code, tmp_path):
+    """So the other tests of this file, whose commands train, evaluate, prune and export, show that none reaches one."""
+    with pytest.raises(AssertionError, match="ConnectionRefusedError"):
+        run("python", "-c", code, cwd=tmp_path)
+    assert "socket." in (tmp_path / "sockets.txt").read_text()
+
+
 def test_one_sentence_and_no_traceback_for_a_missing_capture(tmp_path):
     output = run(
         "ns-train", "mobiler2l-teacher-small", "--machine.device-type", "cpu", "--data", "nowhere", cwd=tmp_path, code=1
@@ -69,12 +84,26 @@ def test_one_sentence_and_no_traceback_for_a_missing_capture(tmp_path):
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize(
-    "module", ["datamanager", "model", "export.command", "teacher.nerfacto", "export.comparison", "training.progress"]
-)
-def test_any_module_may_be_imported_first(module, tmp_path):
-    """nerfstudio's plugin discovery re-enters half-made modules: a wrong top-level import fails in some orders only."""
-    subprocess.run([sys.executable, "-W", "ignore", "-c", f"import mobiler2l_ns.{module}"], check=True, cwd=tmp_path)
+MODULES = "datamanager", "model", "export.command", "teacher.nerfacto", "export.comparison", "training.progress"
+IMPORT_EACH_FIRST = """
+import importlib, os, sys
+import cv2, matplotlib.pyplot, tensorboard, torch, torchmetrics, torchvision, tyro, viser
+assert not any(name.startswith("nerfstudio") for name in sys.modules)
+for module in sys.argv[1:]:
+    if os.fork() == 0:
+        importlib.import_module(f"mobiler2l_ns.{module}")
+        os._exit(0)
+    if os.wait()[1] != 0:
+        sys.exit(f"{module} cannot be imported first")
+"""
+
+
+def test_any_module_may_be_imported_first(tmp_path):
+    """nerfstudio's plugin discovery re-enters half-made modules: a wrong top-level import fails in some orders only.
+
+    Each module is imported in a fork of a process that has imported other packages only, which takes most of the time.
+    """
+    subprocess.run([sys.executable, "-W", "ignore", "-c", IMPORT_EACH_FIRST, *MODULES], check=True, cwd=tmp_path)
 
 
 def test_a_pruned_student_is_evaluated_and_exported(student, workspace):

@@ -17,7 +17,7 @@ from system_packages import needs_open3d
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 FOR_NERFSTUDIO = ROOT / "docs" / "nerfstudio"
-OTHER_TOOLS = {"--help", "--logdir", "--directory"}  # of all commands, of tensorboard, of http.server
+OTHER_TOOLS = {"--help", "--logdir", "--directory", "--bind"}  # of all commands, of tensorboard, of http.server
 WITH_OPEN3D = ("ns-export", "ns-process-data")  # they import open3d, which needs system packages
 NOT_PARSERS = {"ns-process-data", "ns-download-data"}
 README_LINES, CELL_CHARACTERS = 90, 160  # a README that is read in two minutes, table cells of two lines
@@ -117,6 +117,8 @@ def known_options() -> set:
         known |= fields(parser)
     for script in (ROOT / "scripts").rglob("*.py"):
         known |= script_options(script)
+    for script in (ROOT / "scripts").rglob("*.sh"):
+        known |= set(re.findall(r"^ +(--[a-z-]+)\)", script.read_text(), re.MULTILINE))  # of a case
     nerfstudio = Path(importlib.util.find_spec("nerfstudio").origin).parent
     of_commands = script_options(nerfstudio / "scripts" / "exporter.py")
     for source in [nerfstudio / "scripts" / "process_data.py", *(nerfstudio / "process_data").glob("*.py")]:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import onnx
 import pytest
 import torch
 import yaml
-from builders import KINDS, STUDENT_CAMERA, make_student, write_run
+from builders import KINDS, STUDENT_CAMERA, make_student, one_sentence, write_run
 from export_builders import export_run, some_poses, torch_image
 from mobiler2l_ns.method_configs import mobiler2l_teacher_small
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
@@ -54,6 +55,16 @@ def test_export_run_writes_files_and_report(config_path, tmp_path):
     np.testing.assert_allclose(
         Renderer(output_dir).render(some_poses()[0]), torch_image(make_student(), some_poses()[0]), atol=2e-4
     )
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\N{LATIN SMALL LETTER U WITH DIAERESIS}"])
+def test_a_damaged_record_of_the_training_is_named(config_path, tmp_path, content):
+    path = config_path.parent / "distillation.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError) as caught:
+        export_run(config_path, tmp_path / "out")
+    assert re.fullmatch(rf"mobiler2l: {path} cannot be read \(.*\): delete it .*\.", one_sentence(caught))
+    assert not (tmp_path / "out").exists()
 
 
 def test_students_that_cannot_be_exported(tmp_path):

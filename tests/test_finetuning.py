@@ -15,8 +15,8 @@ class Run:
         self.model = torch.nn.Linear(1, 1, bias=False)
         self.shares = []
         self.trainer = SimpleNamespace(
-            _start_step=0,
-            config=SimpleNamespace(max_num_iterations=100),
+            first_step=0,
+            end_step=100,
             pipeline=SimpleNamespace(model=self.model),
             stop_training=False,
         )

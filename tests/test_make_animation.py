@@ -23,6 +23,9 @@ class StubRenderer:
     def __init__(self, folder):
         self.folder = folder
 
+    def session(self, name):
+        assert name == "pipeline.onnx"
+
     def render(self, c2w):
         image = np.ones((48, 48, 3), np.float32)
         image[16:40, 12:36] = 0.4 + 0.4 * c2w[:, 2]
@@ -85,6 +88,31 @@ def test_the_original_is_beside_the_student(export, tmp_path, monkeypatch):
         left = np.asarray(animation.convert("RGB")).astype(int)[: -script.CAPTION_HEIGHT, : width // 2]
     # The island is as wide as its panel, and more colourful than the square.
     assert (left.min(axis=-1) < 200).any(axis=0).mean() > 0.6 and len(np.unique(left.reshape(-1, 3) // 32, axis=0)) > 30
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", *(json.dumps({"range": {**RANGE, **change}}) for change in (
+        {"up": [0, 1]}, {"up": "z"}, {"centre": [0, 0, float("nan")]}, {"east": [10**99, 0, 0]}, {"radius": None},
+        {"radius": [3]}, {"elevation": [0, "up"]}, {"azimuth": {}},
+    ))],
+)  # fmt: skip
+def test_a_damaged_scene_is_named(export, tmp_path, monkeypatch, content):
+    path = export / "web" / "scene.json"
+    path.write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, "--export", export, "--output", tmp_path / "x.webp")
+    assert stop.value.code == f"mobiler2l: {path} is damaged: export the student again with ns-export-mobiler2l."
+
+
+def test_a_damaged_export_is_named(export, tmp_path, monkeypatch):
+    def fail(renderer, name):
+        raise ValueError(f"{name} cannot be loaded: export again")
+
+    monkeypatch.setattr(StubRenderer, "session", fail)
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, "--export", export, "--output", tmp_path / "x.webp")
+    assert stop.value.code == "mobiler2l: pipeline.onnx cannot be loaded: export again."
 
 
 def test_mistakes_are_one_sentence(export, tmp_path, monkeypatch, capsys):

@@ -10,6 +10,8 @@ from nerfstudio.viewer.utils import parse_object
 from nerfstudio.viewer.viewer_elements import ViewerElement
 from open_viewer import OpenViewer, look, text_of
 
+from mobiler2l_ns.pipeline import changeable_shares
+
 # -- statistics and sliders -------------------------------------------------------------------------------------------
 
 
@@ -28,13 +30,13 @@ def test_what_the_viewer_finds(build_pipeline, run_folder):
 def test_a_student_without_photos_has_no_slider_for_them(build_pipeline):
     datamanager = build_pipeline().datamanager
     datamanager.photos = None
-    assert datamanager.changeable_shares() == {"filling_share": 0.0, "teacher_share": 0.0}
+    assert changeable_shares(datamanager) == {"filling_share": 0.0, "teacher_share": 0.0}
 
 
 def test_several_processes_have_no_sliders(build_pipeline, monkeypatch):
     datamanager = build_pipeline().datamanager
     monkeypatch.setattr("nerfstudio.utils.comms.get_world_size", lambda: 2)
-    assert datamanager.changeable_shares() == {}
+    assert changeable_shares(datamanager) == {}
 
 
 def test_figures_of_the_pool(build_pipeline, run_folder, monkeypatch):

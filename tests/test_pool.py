@@ -1,7 +1,5 @@
 """Patches of pictures with the rays that belong to them, and a cache that outlives its process."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,7 @@ import torch
 from mobiler2l_ns.cameras import pinhole_cameras, student_rays
 from mobiler2l_ns.data.patches import cut_patches
 from mobiler2l_ns.data.photos import PhotoSet
-from mobiler2l_ns.data.pool import ViewPool, from_bytes, to_bytes
+from mobiler2l_ns.data.pool import NUMBER, ViewPool, from_bytes, to_bytes
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.student.sampler import DepthRange
 
@@ -141,6 +139,25 @@ def test_a_view_that_a_kill_cut_short_is_replaced(tmp_path):
     assert marks(restored) == [3, 8, 2]
 
 
+@pytest.mark.parametrize("damage", ["pixel", "pose", "number"])
+def test_a_view_that_was_changed_on_disk_is_not_trusted(tmp_path, damage):
+    filled_pool(3, cache=tmp_path)
+    records, views = (np.load(tmp_path / name, mmap_mode="r+") for name in ("records.npy", "views.npy"))
+    if damage == "pixel":
+        views[1, 5, 7, 2] ^= 1
+    else:
+        records[1, 3 if damage == "pose" else NUMBER] += 1
+    records.flush(), views.flush()
+    restored = filled_pool(0, cache=tmp_path)
+    assert marks(restored) == [0, 2, 2] and restored.num_added == 3
+
+
+def test_the_space_of_a_cache_is_taken_at_once(tmp_path):
+    filled_pool(1, cache=tmp_path)
+    for path in tmp_path.glob("*.npy"):
+        assert path.stat().st_blocks * 512 >= path.stat().st_size, path
+
+
 def test_an_empty_or_wholly_lost_cache_starts_anew(tmp_path):
     filled_pool(2, cache=tmp_path)
     np.load(tmp_path / "records.npy", mmap_mode="r+")[:] = np.nan
@@ -163,7 +180,7 @@ def test_a_record_is_nan_while_its_picture_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "_cache", (Watched(), records))
     pool.add(coordinate_picture(16, 24, 3), pose(3))
     assert np.isnan(seen).all() and len(seen) == 1
-    assert np.load(tmp_path / "records.npy")[0, -1] == 3
+    assert np.load(tmp_path / "records.npy")[0, NUMBER] == 3
 
 
 @pytest.mark.parametrize("other", [{"identity": "teacher B"}, {"tile": (8, 8)}, {"capacity": 7}], ids=str)
@@ -175,14 +192,31 @@ def test_a_cache_of_something_else_is_refused(tmp_path, other):
     assert marks(filled_pool(0, cache=tmp_path, identity="teacher A")) == [0, 1]  # and is left alone
 
 
-@pytest.mark.parametrize("damage", ["header", "views", "file"])
+DAMAGES = {
+    "cut header": ("pool.json", b"{"),
+    "a list": ("pool.json", b"[]"),
+    "a number": ("pool.json", b"7"),
+    "no planes": ("pool.json", b'{"version": 2}'),
+    "planes of text": ("pool.json", b'{"depths": 7}'),
+    "no array": ("views.npy", b"{"),
+    "a missing array": ("records.npy", None),
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "another shape", "objects", "file"])
 def test_a_damaged_cache_is_one_sentence(tmp_path, damage):
     folder = tmp_path / "cache"
     if damage == "file":
         folder.write_text("not a folder")
     else:
         filled_pool(2, cache=folder)
-        (folder / ("pool.json" if damage == "header" else "views.npy")).write_text(json.dumps({})[:1])
+    if damage in DAMAGES:
+        name, content = DAMAGES[damage]
+        (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+    elif damage == "another shape":
+        np.save(folder / "views.npy", np.zeros((3, 4, 5, 3), np.uint8))
+    elif damage == "objects":  # a pickle
+        np.save(folder / "views.npy", np.array([{}, {}], dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match="cannot be used") as caught:
         filled_pool(0, cache=folder)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)

@@ -56,6 +56,16 @@ def test_stages_are_commands(capture, commands, tmp_path, capsys):
     assert [command[0] for command in commands[3:]] == ["ns-export-mobiler2l"]
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"data": "mine"}', '{"data": "mine", "seconds": 3}'])
+def test_a_damaged_state_is_named(capture, commands, tmp_path, content):
+    path = tmp_path / "outputs" / "scene" / "quickstart.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        quickstart.Quickstart(capture, "scene")
+    assert stop.value.code == f"mobiler2l: {path} is damaged: delete it to start anew."
+
+
 @pytest.mark.parametrize("size, expected", [((1280, 960), (640, 480)), ((160, 96), None), ((101, 50), (100, 48))])
 def test_large_photos_are_shrunk_to_a_size_that_the_network_divides(tmp_path, size, expected):
     Image.new("RGB", size).save(tmp_path / "0.png")

@@ -87,3 +87,25 @@ def test_the_device_is_waited_for_around_each_view(clock):
     with budget.rendering():
         queue[0] += 2.0
     assert budget.teacher_seconds == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("seconds_a_step", [0.01, 0.3, 5.0])
+@pytest.mark.parametrize("seconds_a_view", [0.2, 1.0, 7.0])
+def test_the_teacher_never_takes_more_than_its_time_and_one_view(clock, seconds_a_step, seconds_a_view):
+    """So a step is never blocked by more than what the teacher was owed and one view or tile."""
+    budget, views, capacity, shares = TimeBudget(0.25, 0.1, clock), 1, 40, []
+    render(budget, clock, seconds_a_view)
+    budget.start()
+    start, taken = clock.now - seconds_a_view, 0.0
+    for _ in range(1000):
+        clock.now += seconds_a_step
+        was_full = views == capacity
+        for _ in range(budget.views_due(capacity - views, capacity)):
+            render(budget, clock, seconds_a_view)
+            views = min(views + 1, capacity)
+        if views == capacity and not was_full:
+            start, taken = clock.now, budget.teacher_seconds
+        elif was_full:
+            shares.append((budget.teacher_seconds - taken, 0.1 * (clock.now - start)))
+    assert all(used <= owed + seconds_a_view + 1e-6 for used, owed in shares)
+    assert all(used <= 0.25 * (clock.now - start) + seconds_a_view + 1e-6 for used, _ in shares[-1:])

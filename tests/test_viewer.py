@@ -27,7 +27,7 @@ def page_of(new_page):
 def open_command(new_page, command: str, *arguments, cwd):
     """Runs a command and opens its viewer; the command must outlive the page and print no traceback."""
     port = free_port()
-    process = start(command, *arguments, "--viewer.websocket-port", port, cwd=cwd)
+    process = start(command, *arguments, "--viewer.websocket-port", port, cwd=cwd, network=True)
     try:
         deadline = time.time() + 120
         while time.time() < deadline:

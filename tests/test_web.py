@@ -1,6 +1,7 @@
 """The web page: its files, and what it shows in a real browser on WebGPU and on WASM, against torch."""
 
 import contextlib
+import copy
 import functools
 import http.server
 import json
@@ -12,14 +13,14 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Dict, Iterator, Optional
+from typing import Dict, Iterator, List, Optional
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 from browser import PageLog, drag, roll_wheel, screenshot
-from builders import STUDENT_CAMERA, make_student
+from builders import STUDENT_CAMERA, UNBOUNDED, make_student
 from missing_packages import cure, missing
 from PIL import Image
 from playwright.sync_api import Page
@@ -87,7 +88,7 @@ def site(student, ort_dist, tmp_path_factory) -> Path:
 
 def test_files_and_facts(student, tmp_path):
     web_files.write_web_files(student, tmp_path, SCENE)
-    names = {"index.html", "viewer.js", "model.onnx", "scene.json", "reference.png"}
+    names = {"index.html", "viewer.js", "scene.js", "model.onnx", "scene.json", "reference.png"}
     assert {path.name for path in tmp_path.iterdir()} == names
     scene = json.loads((tmp_path / "scene.json").read_text())
     assert (scene["name"], scene["height"], scene["width"]) == (SCENE, *SIZE)
@@ -302,12 +303,15 @@ def test_runtime_of_the_cdn(new_page, site, tmp_path, backend):
 
 @in_browser
 def test_no_other_server_is_asked(new_page, site, tmp_path):
-    """Also if scene.json was changed to name one, and no code runs but the page's own and the runtime's."""
+    """Also if scene.json was changed to name one, or a script asks. No code runs but the page's and the runtime's."""
     sharing = {"Access-Control-Allow-Origin": "*"}
     with serve(site / "ort", sharing) as other:
         with serve(site_with_runtime_at(other, site, tmp_path)) as address, new_page(WEBGPU) as page:
             log = open_viewer(page, address)
-            assert "could not be loaded" in notice(page)
+            assert notice(page) == "scene.json is damaged (runtime.base): export the scene again."
+            assert log.requests and not any(url.startswith(other) for url in log.requests)
+            name = web_files.ORT_FILES["script"]
+            assert page.evaluate(f"fetch('{other}{name}').then(() => 'loaded', () => 'refused')") == "refused"
             assert any("Content Security Policy" in complaint for complaint in log.complaints)
             page.evaluate(
                 "const script = document.createElement('script'); script.textContent = 'window.intruder = true'; "
@@ -402,6 +406,78 @@ def test_damaged_runtime_is_not_run(new_page, site, tmp_path):
         open_viewer(page, address)
         assert "is another file than expected" in notice(page)
         assert page.evaluate("window.intruder === undefined")
+
+
+# -- scene.json -------------------------------------------------------------------------------------------------------
+
+MISSING = object()
+
+# An entry of scene.json, and something that it cannot be.
+DAMAGES = [
+    ("name", 3), ("height", "48"), ("height", 0), ("width", 72.5), ("width", 16385), ("model.file", MISSING),
+    ("model.file", "../model.onnx"), ("model.file", "https://example.org/model.onnx"), ("model.file", ".."),
+    ("model.bytes", -1), ("model.bytes", 1e12), ("model.precision", "int8"), ("range.centre", [0, 0]),
+    ("range.up", [0, 0, 2]), ("range.east", [1, 0, None]), ("range.radius", [3, 2]), ("range.radius", [-1, 2]),
+    ("range.elevation", [-2, 2]), ("range.azimuth", MISSING), ("range.azimuth", [0, 99]), ("range.start.radius", "2"),
+    ("reference.file", "/reference.png"), ("reference.file", ""), ("reference.lowest_psnr", -5),
+    ("runtime.base", "//example.org/"), ("runtime.base", "../"),
+    ("runtime.base", web_files.ORT_CDN.replace("onnxruntime-web", "another")),
+    ("runtime.base", web_files.ORT_CDN.replace("jsdelivr.net", "example.org")),
+    ("runtime.files", {}), ("runtime.files.more", {"file": "//example.org/x.mjs"}),
+    ("runtime.files.script.file", "../x.mjs"), ("runtime.files.wasm.bytes", None),
+    ("runtime.files.factory.integrity", ""), ("runtime.files.factory.integrity", "md5-x"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def scenes(student) -> List[Dict]:
+    """scene.json of several students, each with both ways of the runtime."""
+    others = [make_student(), make_student(STUDENT_CAMERA, surface_octaves=8), make_student(UNBOUNDED)]
+    return [
+        json.loads(json.dumps(web_files.scene_dict(model, SCENE, web_files.start_pose(model), 1000, precision, base)))
+        for model in (student, *others)
+        for precision, base in (("fp32", web_files.ORT_CDN), ("fp16", "ort/"))
+    ]
+
+
+def changed(scene: Dict, path: str, value) -> str:
+    """The text of scene.json with another entry."""
+    scene = copy.deepcopy(scene)
+    *parents, last = path.split(".")
+    folder = functools.reduce(dict.__getitem__, parents, scene)
+    folder.pop(last, None)
+    if value is not MISSING:
+        folder[last] = value
+    return json.dumps(scene)
+
+
+@in_browser
+def test_a_damaged_scene_is_named(new_page, scenes, tmp_path):
+    """In one browser: the check alone, with all damages and all kinds of students; then what the page shows."""
+    for name in web_files.PAGE:
+        shutil.copyfile(web_files.ASSETS / name, tmp_path / name)
+    scene, answer = scenes[0], {"text": ""}
+    read = """text => import("/scene.js").then(({ readScene }) => {
+        try { return readScene(new TextEncoder().encode(text)); } catch (error) { return error.message; }
+    })"""
+    with serve(tmp_path) as address, new_page() as page:
+        page.route("**/scene.json", lambda route: route.fulfill(body=answer["text"]))
+        open_viewer(page, address)
+        for found in scenes:
+            assert page.evaluate(read, json.dumps(found)) == found
+        for entry, value in DAMAGES:
+            named = "runtime.files" if entry == "runtime.files.more" else entry
+            message = f"scene.json is damaged ({named}): export the scene again."
+            assert page.evaluate(read, changed(scene, entry, value)) == message, value
+        infinite = json.dumps(scene).replace('"lowest_psnr": 35.0', '"lowest_psnr": 1e999')
+        for text, words in [
+            ("", ""), ('{"name": NaN}', ""), ("[]", " (name)"), ("null", " (name)"),
+            (infinite, " (reference.lowest_psnr)"), (changed(scene, "model.file", "//example.org/x"), " (model.file)"),
+        ]:  # fmt: skip
+            answer["text"] = text
+            log = open_viewer(page, address)
+            assert notice(page) == f"scene.json is damaged{words}: export the scene again."
+            assert {url.removeprefix(address) for url in log.requests} <= {"", *web_files.PAGE, "scene.json", "data:,"}
 
 
 # -- helpers ----------------------------------------------------------------------------------------------------------

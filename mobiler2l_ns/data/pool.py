@@ -6,8 +6,10 @@ with alpha, 5 with depth, 6 with 1 where the others are known and 0 elsewhere.
 
 import json
 import math
+import os
+import zlib
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -19,9 +21,11 @@ from torch import Tensor
 from mobiler2l_ns.cameras import cell_centres, pinhole_rays
 from mobiler2l_ns.data.patches import Patches, cut_patches
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.files import write_json
 from mobiler2l_ns.student.sampler import DepthRange
 
 UNIT_RANGE = DepthRange(0.0, 1.0)
+NUMBER = 14  # column of a view's running number in a cache's records, after its pose and its corner
 
 
 class ViewPool:
@@ -94,9 +98,10 @@ class ViewPool:
             # A view must never have the pose of another one, so its record is removed first and written last.
             records[slot] = np.nan
             records.flush()
-            views[slot] = to_bytes(image, self._cache_depths).cpu().numpy()
+            pixels = views[slot] = to_bytes(image, self._cache_depths).cpu().numpy()
             views.flush()
-            records[slot] = np.array([*self.c2w[slot].flatten().tolist(), *corner, self.num_added])
+            record = [*self.c2w[slot].flatten().tolist(), *corner, self.num_added]
+            records[slot] = np.array([*record, checksum(pixels, record)])
             records.flush()
         self.num_added += 1
 
@@ -111,15 +116,16 @@ class ViewPool:
     def _restore(self) -> None:
         assert self._cache is not None
         views, records = self._cache
-        whole = np.flatnonzero(np.isfinite(records[:, -1]))
-        if len(whole) == 0:
+        written = np.flatnonzero(np.isfinite(records[:, -1]))
+        whole = {slot for slot in written if records[slot, -1] == checksum(views[slot], records[slot, :-1].tolist())}
+        if not whole:
             return
-        newest = whole[records[whole, -1].argmax()]
-        self.num_added = int(records[newest, -1]) + 1
+        newest = max(whole, key=lambda slot: records[slot, NUMBER])
+        self.num_added = int(records[newest, NUMBER]) + 1
         for slot in range(len(self)):
-            # A view that was half-written is replaced next; until then the newest view is used in its place.
-            source = slot if np.isfinite(records[slot, -1]) else newest
-            # Near and far are measured anew in each run, and differ slightly.
+            # A half-written or damaged view is replaced next; until then the newest view is used in its place.
+            source = slot if slot in whole else newest
+            # The planes between which depth is stored may be others than those of the run that filled the cache.
             view = from_bytes(torch.from_numpy(np.array(views[source])), self._cache_depths)
             self.images[slot] = to_bytes(view, self.depths).to(self.images.device)
             self.c2w[slot] = torch.from_numpy(records[source, :12].reshape(3, 4)).to(self.c2w)
@@ -180,27 +186,44 @@ def from_bytes(image: UInt8[Tensor, "H W C"], depths: DepthRange) -> Float[Tenso
     return image
 
 
-def _open_cache(folder: Path, shape: Tuple[int, int, int, int], identity: str, depths: DepthRange):
-    """Memory maps of the cached views (N, H, W, C) and of their records (N, 15): pose, corner, running number.
+def checksum(pixels: UInt8[np.ndarray, "H W C"], record: List[float]) -> int:
+    """CRC-32 of a cached view and of its pose, corner and running number."""
+    return zlib.crc32(np.array(record, dtype=np.float64).tobytes(), zlib.crc32(np.ascontiguousarray(pixels).data))
 
-    Also returns the planes between which the cache stores depth: those of the run that created it.
+
+def _open_cache(folder: Path, shape: Tuple[int, int, int, int], identity: str, depths: DepthRange):
+    """Memory maps of the cached views (N, H, W, C) and of their records (N, 16).
+
+    A record has the view's pose, corner, running number and checksum. Also returns the planes between which the cache
+    stores depth: those of the run that created it.
     """
     capacity, height, width, channels = shape
-    header = {"capacity": capacity, "tile": [height, width], "channels": channels, "identity": identity}
+    header = {"version": 2, "capacity": capacity, "tile": [height, width], "channels": channels, "identity": identity}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "pool.json"
         if not path.is_file():
-            np.lib.format.open_memmap(folder / "views.npy", "w+", np.uint8, tuple(shape))
-            np.lib.format.open_memmap(folder / "records.npy", "w+", np.float64, (capacity, 15))[:] = np.nan
-            path.write_text(json.dumps({**header, "depths": depths}, indent=2))
+            _allocate(folder / "views.npy", np.uint8, shape)
+            _allocate(folder / "records.npy", np.float64, (capacity, NUMBER + 2))[:] = np.nan
+            write_json(path, {**header, "depths": depths})
         found = json.loads(path.read_text())
-        kept = DepthRange(*found.pop("depths", depths))
+        kept = DepthRange(*found.pop("depths"))
         if found != header:
             raise UserError(f"{folder} has views of another teacher, size, capacity or other outputs: empty it, or "
                             "name another folder with --pipeline.datamanager.cache-dir.")  # fmt: skip
-        maps = tuple(np.lib.format.open_memmap(folder / name, "r+") for name in ("views.npy", "records.npy"))
-        return maps, kept
-    except (OSError, ValueError) as error:
+        views, records = (np.lib.format.open_memmap(folder / name, "r+") for name in ("views.npy", "records.npy"))
+        if (views.shape, views.dtype) != (shape, np.uint8) or records.shape != (capacity, NUMBER + 2):
+            raise ValueError("views.npy or records.npy has another shape than pool.json says")
+        return (views, records), kept
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:  # JSON of something else, no array
         raise UserError(f"the cache folder {folder} cannot be used ({error}): name another one with "
                         "--pipeline.datamanager.cache-dir.") from error  # fmt: skip
+
+
+def _allocate(path: Path, dtype, shape: Tuple[int, ...]) -> np.memmap:
+    """A new array on disk, with all its space: writing to a map of a full disk would kill the process."""
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array

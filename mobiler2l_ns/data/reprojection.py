@@ -23,6 +23,7 @@ from mobiler2l_ns.data.patches import Patches
 from mobiler2l_ns.data.photos import PhotoSet
 from mobiler2l_ns.data.pool import ViewPool
 from mobiler2l_ns.data.poses import PoseSampler
+from mobiler2l_ns.data.saved_views import SavedViews
 
 DENSITY = 2  # along each axis; a pixel of a view that is as far from the surface as the photo gets four points
 NUM_SOURCES = 3
@@ -151,10 +152,17 @@ class ReprojectedViews:
         is_full = len(self.pool) == self.pool.capacity
         due = int(step % REFRESH_EVERY == 0) if is_full else max(1, INITIAL_VIEWS - len(self.pool))
         for _ in range(min(due, self.pool.capacity)):
-            c2w = self.poses.sample(1)[0]
-            with torch.autocast(device_type=c2w.device.type, enabled=False):
-                view = self.reprojector.render(c2w)
-            self.pool.add(view, c2w, step=step)
+            self._add_view(self.poses.sample(1)[0], step)
+
+    def resume(self, saved: SavedViews) -> None:
+        """Draws the views of an interrupted run again."""
+        for c2w, _, step in saved.newest_for(self.pool, self.pool.capacity, "Views are reprojected again"):
+            self._add_view(c2w, step)
+
+    def _add_view(self, c2w: Float[Tensor, "3 4"], step: int) -> None:
+        with torch.autocast(device_type=c2w.device.type, enabled=False):
+            view = self.reprojector.render(c2w)
+        self.pool.add(view, c2w, step=step)
 
     def sample(self, count: int, hc: int, wc: int) -> Patches:
         """Patches of hc x wc cells from stored views drawn at random."""

@@ -83,6 +83,8 @@ class TimeBudget:
         left = share * (self.clock() - self._phase_start) - used
         if left <= 0:
             return 0
+        if self.views_rendered == 0:
+            return 1  # the pool came from a cache, and how long a view takes is not known yet
         mean_seconds = self.teacher_seconds / self.views_rendered
         return min(math.ceil(left / mean_seconds), missing or capacity)
 

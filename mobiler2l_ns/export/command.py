@@ -22,7 +22,7 @@ from mobiler2l_ns.export.output_folder import (
 )
 from mobiler2l_ns.export.pose_graph import OUTPUT_NAMES
 from mobiler2l_ns.export.precision import INT8_OPSET, Precision
-from mobiler2l_ns.export.report import print_table, report_dict
+from mobiler2l_ns.export.report import print_table, report_dict, training_record
 from mobiler2l_ns.export.snap_files import check_budget, lens_bytes, write_snap_files
 from mobiler2l_ns.export.snap_operators import backend_table
 from mobiler2l_ns.export.truth import Truth, compute_truth
@@ -105,8 +105,8 @@ class ExportMobileR2L:
             The content of report.json.
 
         Raises:
-            UserError: The run is not a trained student, is too large or lacks an output; an option is wrong; a file
-                differs from torch; or output_dir cannot be written.
+            UserError: The run is not a trained student, is too large, lacks an output or has a damaged record; an
+                option is wrong; a file differs from torch; or output_dir cannot be written.
         """
         config_path = self.load_config / "config.yml" if self.load_config.is_dir() else self.load_config
         config_path = config_path.resolve()
@@ -115,11 +115,12 @@ class ExportMobileR2L:
         self._check_options()
         config, model, step = load_student(config_path, student)
         self._check_student(model, config_path)
+        record = training_record(config_path)
         check_output_dir(output_dir, self.overwrite)
         with staging_folder(output_dir) as staging:
             figures = self._write_and_verify(model, config.experiment_name or "scene", staging, output_dir)
             check_parity(figures, output_dir)
-            report = report_dict(config_path, config.method_name, step, model, figures)
+            report = report_dict(config_path, config.method_name, step, model, figures, record)
             comparison = self._compare(config, model, staging)
             if comparison is not None:
                 report.update(comparison.to_dict())

@@ -1,5 +1,6 @@
 """The output folder of an export: written beside its place and renamed into it, so that it is never half-written."""
 
+import glob
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from typing import Iterator, Optional, Set
 from mobiler2l_ns.errors import UserError, explain_write_errors
 
 REPORT = "report.json"
+PREVIOUS = ".previous"  # suffix of an export that is being replaced
 
 
 def files_of(folder: Path) -> Set[str]:
@@ -28,6 +30,7 @@ def check_output_dir(output_dir: Path, overwrite: bool) -> None:
         UserError: output_dir is a file, or a folder that is not empty and may not be replaced.
     """
     with explain_write_errors(output_dir):
+        clear_leftovers(output_dir)
         if not output_dir.exists():
             return
         if not output_dir.is_dir():
@@ -55,6 +58,29 @@ def _reported_files(folder: Path) -> Optional[Set[str]]:
         return {str(name) for name in report["files"]} if "config" in report["run"] else None
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
+
+
+def clear_leftovers(output_dir: Path) -> None:
+    """Removes what killed exports left beside a folder, and puts an export back that one was about to replace."""
+    for leftover in output_dir.parent.glob(f".{glob.escape(output_dir.name)}.*.writing*"):
+        if _is_running(leftover.name.removeprefix(f".{output_dir.name}.").split(".")[0]):
+            continue
+        if leftover.suffix == PREVIOUS and not output_dir.exists():
+            leftover.rename(output_dir)
+        else:
+            shutil.rmtree(leftover)
+
+
+def _is_running(pid: str) -> bool:
+    if os.name == "nt":
+        return True  # os.kill would not ask but kill
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        pass  # another user's process
+    return True
 
 
 @contextmanager
@@ -90,7 +116,7 @@ def move_into_place(staging: Path, output_dir: Path) -> None:
     if not output_dir.exists():
         staging.rename(output_dir)
         return
-    previous = staging.with_name(staging.name + ".previous")
+    previous = staging.with_name(staging.name + PREVIOUS)
     output_dir.rename(previous)
     try:
         staging.rename(output_dir)

@@ -7,6 +7,7 @@ from typing import Dict, Optional
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.table import Table
 
+from mobiler2l_ns.errors import UserError, first_line
 from mobiler2l_ns.export.verification import FileFigures
 from mobiler2l_ns.model import MobileR2LModel
 from mobiler2l_ns.student.network import count_macs, count_parameters
@@ -14,8 +15,30 @@ from mobiler2l_ns.student.network import count_macs, count_parameters
 RECORD = "distillation.json"  # what the training wrote beside config.yml
 
 
+def training_record(config_path: Path) -> Dict[str, object]:
+    """What the training wrote about itself beside config.yml; empty where it wrote nothing.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = config_path.parent / RECORD
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_bytes()).items())
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} cannot be read ({first_line(error)}): delete it to export without the figures of the training."
+        ) from None
+
+
 def report_dict(
-    config_path: Path, method: Optional[str], step: int, model: MobileR2LModel, figures: Dict[str, FileFigures]
+    config_path: Path,
+    method: Optional[str],
+    step: int,
+    model: MobileR2LModel,
+    figures: Dict[str, FileFigures],
+    record: Dict[str, object],
 ) -> Dict[str, object]:
     """The part of report.json that needs no photos.
 
@@ -25,6 +48,7 @@ def report_dict(
         step: Training step of the weights.
         model: The student.
         figures: Figures by file.
+        record: Of the training, see ``training_record``.
     """
     (h, w), (height, width) = model.sampler.grid.tolist(), model.size
 
@@ -32,8 +56,6 @@ def report_dict(
         values = {file: getattr(entry, name) for file, entry in figures.items()}
         return {file: value for file, value in values.items() if value is not None}
 
-    path = config_path.parent / RECORD
-    record = json.loads(path.read_text()) if path.is_file() else {}
     return {
         "run": {"config": str(config_path), "step": step, "method": method},
         "image": {"height": height, "width": width},

@@ -1,10 +1,10 @@
 """The web page: a static folder for any web server, in which onnxruntime-web renders the student.
 
-    index.html, viewer.js    the page; the same files for every student
-    model.onnx               c2w (1,3,4) -> rgb (1,3,H,W) in 0..1
-    scene.json               name, size, viewing range and file names of this student
-    reference.png            the start view, rendered by torch: the page compares its first image with it
-    ort/                     onnxruntime-web, if it was copied; else the page loads it from a CDN
+    index.html, viewer.js, scene.js    the page; the same files for every student
+    model.onnx                         c2w (1,3,4) -> rgb (1,3,H,W) in 0..1
+    scene.json                         name, size, viewing range and file names of this student; scene.js checks it
+    reference.png                      the start view, rendered by torch: the page compares its first image with it
+    ort/                               onnxruntime-web, if it was copied; else the page loads it from a CDN
 
 H, W: image.
 """
@@ -28,7 +28,7 @@ from mobiler2l_ns.model import MobileR2LModel
 from mobiler2l_ns.student.viewing_range import viewing_range
 
 ASSETS = Path(__file__).with_name("web")
-PAGE = ("index.html", "viewer.js")
+PAGE = ("index.html", "viewer.js", "scene.js")
 MODEL, SCENE, REFERENCE, ORT = "model.onnx", "scene.json", "reference.png", "ort"
 LOWEST_PSNR = 35.0  # dB, of the page's first image against reference.png, whose 8 bits alone limit it to 59
 

@@ -1,12 +1,12 @@
 """``process.json``: what a capture is made of, and how far it is."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.files import write_json
 from mobiler2l_ns.process_data.photos import Photo
 from mobiler2l_ns.process_data.report import PoseReport
 
@@ -54,6 +54,4 @@ class Record:
 
     def write(self, path: Path) -> None:
         """Writes the record; an interrupted write leaves the old one."""
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(asdict(self), indent=2))
-        os.replace(unfinished, path)
+        write_json(path, asdict(self))

@@ -62,6 +62,12 @@ class PruneMobileR2L:
         self._check_options()
         config_path = self.load_config / "config.yml" if self.load_config.is_dir() else self.load_config
         first = load_student(config_path.resolve())
+        method = first.config.method_name
+        if config_path.resolve().parents[1].name != method:
+            raise UserError(
+                f"{config_path.parent} is not in a folder named {method}, and nerfstudio trains in no other: move it "
+                f"to OUTPUTS/EXPERIMENT/{method}/NAME."
+            )
         rounds = self._plan(self._targets(first.model))
         self._check_student(first.model, rounds[0].targets)
         run, recipe = config_path.resolve().parent, cast(DistillationTrainerConfig, first.config)

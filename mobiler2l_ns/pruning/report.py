@@ -1,7 +1,6 @@
 """What pruning did: a record in each round's folder, a table, and curves of PSNR against work."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Dict, List, Optional
@@ -10,6 +9,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.table import Table
 
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.files import write_json
 from mobiler2l_ns.model import MobileR2LModel
 from mobiler2l_ns.pruning.masks import nonzero_fraction
 from mobiler2l_ns.student.network import count_macs, count_parameters
@@ -56,9 +56,7 @@ class Record:
     def save(self, folder: Path) -> None:
         """Writes the record, whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        staging = folder / f"{RECORD}.writing"
-        staging.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        os.replace(staging, folder / RECORD)
+        write_json(folder / RECORD, asdict(self))
 
 
 def load_record(folder: Path, options: Dict[str, object]) -> Record:

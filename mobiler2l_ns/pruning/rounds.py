@@ -10,7 +10,7 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocati
 from nerfstudio.engine.optimizers import Optimizers
 from torch import Tensor
 
-from mobiler2l_ns.checkpoints import checkpoint_paths, num_steps
+from mobiler2l_ns.checkpoints import checkpoint_paths
 from mobiler2l_ns.datamanager import DistillationDataManagerConfig
 from mobiler2l_ns.model import MobileR2LModel, MobileR2LModelConfig
 from mobiler2l_ns.pipeline import DistillationPipeline, DistillationPipelineConfig
@@ -28,8 +28,8 @@ from mobiler2l_ns.pruning.report import Record, load_record, measure
 from mobiler2l_ns.pruning.selection import choose_channels
 from mobiler2l_ns.run_config import read_config
 from mobiler2l_ns.student.network import MobileR2LNetwork
-from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig, forget_writers, seed_all
-from mobiler2l_ns.training.progress import log_line
+from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig, forget_writers, go_on
+from mobiler2l_ns.training.random_state import seed_all
 
 WITHOUT_VIEWER = {
     "viewer": "tensorboard",
@@ -247,9 +247,7 @@ def resumed_config(folder: Path) -> Optional[DistillationTrainerConfig]:
     saved = checkpoint_paths(folder / "config.yml", config)
     if not saved:
         return None
-    done = num_steps(saved[-1])
-    log_line(f"It goes on after {done} of {config.max_num_iterations} steps.")
-    config.load_dir, config.max_num_iterations = saved[-1].parent, max(1, config.max_num_iterations - done)
+    go_on(config, saved[-1])
     return config
 
 

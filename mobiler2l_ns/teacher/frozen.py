@@ -3,6 +3,7 @@
 The differences between kinds of teachers are in ``kinds``.
 """
 
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Dict, Optional, Set, Tuple, Type
@@ -106,6 +107,14 @@ class FrozenTeacher:
                 "photos at the given poses agree less with it: if that blurs, lower --pipeline.datamanager.photo-share."
             )
 
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the weights of the model."""
+        crc = 0
+        for tensor in self.model.state_dict().values():
+            crc = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(), crc)
+        return f"step {self.step} crc {crc:08x}"
+
     @torch.no_grad()
     def render(self, camera: Cameras) -> Float[Tensor, "H W 3"]:
         return self._colours(self._outputs(camera))
@@ -139,7 +148,17 @@ class FrozenTeacher:
     def _outputs(self, camera: Cameras) -> Dict[str, Tensor]:
         camera = camera.to(self.model.device)
         render = self.model.get_outputs_for_camera if self.fast is None else self.fast.outputs_for_camera
-        outputs = final_outputs(render_through_lens(render, camera) if ignores_lens(self.model) else render(camera))
+        try:
+            outputs = self._final_outputs(render, camera)
+        except torch.cuda.OutOfMemoryError:
+            self._take_fewer_rays_at_a_time()
+            try:
+                outputs = self._final_outputs(render, camera)
+            except torch.cuda.OutOfMemoryError as error:
+                raise UserError(
+                    f"a view of {self.config_path} does not fit into the GPU's memory: end other programs that use the "
+                    "GPU, or pass smaller --pipeline.datamanager.pool-views or --pipeline.datamanager.tile-cells."
+                ) from error
         if "rgb" not in outputs:
             raise UserError(f"{self.config_path} renders no rgb, only {', '.join(outputs)}: pass another teacher.")
         for name, value, instead in (("accumulation", 1.0, "counts as opaque"), ("depth", 0.0, "teaches no depth")):
@@ -149,6 +168,15 @@ class FrozenTeacher:
                     CONSOLE.print(f"The teacher renders no {name}: it {instead}.")
                     self.missing.add(name)
         return outputs
+
+    def _final_outputs(self, render: Callable[[Cameras], Dict[str, Tensor]], camera: Cameras) -> Dict[str, Tensor]:
+        return final_outputs(render_through_lens(render, camera) if ignores_lens(self.model) else render(camera))
+
+    def _take_fewer_rays_at_a_time(self) -> None:
+        torch.cuda.empty_cache()
+        for chunked, name in ((self.fast, "chunk"), (self.model.config, "eval_num_rays_per_chunk")):
+            if hasattr(chunked, name):
+                setattr(chunked, name, max(1, getattr(chunked, name) // 4))
 
 
 def depth_range(teacher: Teacher, cameras: Cameras, unbounded: bool = False) -> Tuple[float, float]:

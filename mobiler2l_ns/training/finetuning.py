@@ -9,11 +9,10 @@ score are kept: the weights before fine-tuning if no later score was better.
 import copy
 import time
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import torch
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
-from nerfstudio.engine.trainer import Trainer
 from nerfstudio.utils import writer
 
 from mobiler2l_ns.training.progress import duration, log_line
@@ -44,7 +43,7 @@ class FineTuning:
 
     Args:
         config: Options.
-        trainer: The trainer of the run.
+        trainer: The DistillationTrainer of the run.
         score: Returns the PSNR on the held-out photos, in dB.
         use_photos: Sets the fraction of each batch that comes from the photos.
 
@@ -57,15 +56,15 @@ class FineTuning:
     def __init__(
         self,
         config: FineTuningConfig,
-        trainer: Trainer,
+        trainer: Any,
         score: Callable[[], float],
         use_photos: Callable[[float], None],
     ):
         self.config, self.trainer, self.score, self.use_photos = config, trainer, score, use_photos
-        self.last = trainer._start_step + trainer.config.max_num_iterations - 1
-        self.first = self.last + 1 - config.steps_of(trainer.config.max_num_iterations)
+        self.last = trainer.end_step - 1
+        self.first = trainer.end_step - config.steps_of(trainer.end_step - trainer.first_step)
         self.scores: Dict[int, float] = {}
-        self.started = 0.0
+        self.started, self.done_before = time.perf_counter(), 0
         self.best: Optional[dict] = None
 
     def callbacks(self) -> List[TrainingCallback]:
@@ -102,7 +101,7 @@ class FineTuning:
                 f"{self.scores[self.best_step]:.2f} dB, with the weights after {self.best_step} steps"
             )
             return
-        left = (time.perf_counter() - self.started) / done * (self.steps - done)
+        left = (time.perf_counter() - self.started) / (done - self.done_before) * (self.steps - done)
         log_line(
             f"Fine-tuning, step {done} of {self.steps}: held-out photos {self.scores[done]:.2f} dB, best "
             f"{self.scores[self.best_step]:.2f} dB after {self.best_step} steps, {duration(left)} left"
@@ -127,6 +126,16 @@ class FineTuning:
         writer.put_scalar("Fine-Tuning/psnr", self.scores[done], self.first + max(done - 1, 0))
         if self.best_step == done:
             self.best = copy.deepcopy(model.state_dict())
+
+    def state(self) -> Dict[str, Any]:
+        """What a checkpoint keeps; empty before fine-tuning."""
+        return {"scores": dict(self.scores), "best": self.best} if self.scores else {}
+
+    def resume(self, state: Dict[str, Any]) -> None:
+        """Goes on from what a checkpoint has kept."""
+        if state:
+            self.scores, self.best = state["scores"], state["best"]
+            self.done_before = max(self.scores)
 
     def statistics(self) -> Dict[str, float]:
         """Steps and scores, for the run's record; empty before fine-tuning."""

@@ -9,7 +9,8 @@ from nerfstudio.engine.trainer import TrainerConfig
 
 from bench.common import console
 from mobiler2l_ns.checkpoints import checkpoint_paths, num_steps
-from mobiler2l_ns.trainer import forget_writers, seed_all
+from mobiler2l_ns.trainer import forget_writers, go_on
+from mobiler2l_ns.training.random_state import seed_all
 
 FIGURES = "bench.json"  # written beside config.yml when a run has ended
 
@@ -26,7 +27,7 @@ def trained(config: TrainerConfig) -> Path:
     saved, done = checkpoint_paths(folder / "config.yml", config), 0
     if saved:
         done = num_steps(saved[-1])
-        config.load_dir, config.max_num_iterations = saved[-1].parent, max(1, steps - done)
+        go_on(config, saved[-1])
     console.print(f"{folder}: {steps - done} steps")
     config.save_config()
     seed_all(config.machine.seed)

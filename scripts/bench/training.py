@@ -20,7 +20,8 @@ from nerfstudio.engine.callbacks import TrainingCallbackLocation
 from bench.common import console, default_device
 from mobiler2l_ns import method_configs
 from mobiler2l_ns.student.network import count_parameters
-from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig, forget_writers, seed_all
+from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig, forget_writers
+from mobiler2l_ns.training.random_state import seed_all
 
 ScoreFunction = Callable[[DistillationTrainer], float]
 

@@ -3,6 +3,8 @@
 // There is no slider for the resolution. The network's super-resolution learned one angular size of a ray-grid cell, so
 // its field of view has a fixed number of pixels. The page scales the image to the window instead.
 
+import { readScene } from "./scene.js";
+
 const element = (id) => document.getElementById(id);
 const NAMES = { webgpu: "WebGPU", wasm: "WASM" };
 const KEY_STEP = 1 / 32; // of a drag across the whole image
@@ -81,15 +83,6 @@ async function load(url, cure, { onBytes = () => {}, ...options } = {}) {
 /** A file of the exported folder. The browser checks with the server whether its cached file is current. */
 function loadOurs(url, onBytes) {
   return load(url, "copy the whole exported folder to the server.", { onBytes, cache: "no-cache" });
-}
-
-async function loadScene() {
-  const bytes = await loadOurs("scene.json");
-  try {
-    return JSON.parse(new TextDecoder().decode(bytes));
-  } catch {
-    throw new Error("scene.json is damaged: export the scene again.");
-  }
 }
 
 /** The files of onnxruntime-web after a check of their hashes. They run from blobs, so no other file can run. */
@@ -282,7 +275,7 @@ class Viewer {
 
   async start() {
     this.step("Loading scene.json");
-    this.scene = await loadScene();
+    this.scene = readScene(await loadOurs("scene.json"));
     const { name, width, height, model, runtime, range, reference } = this.scene;
     this.orbit = new Orbit(range);
     document.title = element("name").textContent = name;
