@@ -1,6 +1,6 @@
 """nerfstudio's Trainer with whole checkpoints from which a run goes on as if it had not been interrupted."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Literal, Optional, Type
@@ -45,6 +45,7 @@ class DistillationTrainer(Trainer):
     _state = "training"
     _pause: Optional[ExitStack] = None
     _checkpoint: Optional[Dict[str, Any]] = None
+    _interrupted: Optional[Dict[str, Any]] = None  # the entry `run` of a checkpoint of the same run
     _is_asked_to_end = False
 
     @property
@@ -84,7 +85,7 @@ class DistillationTrainer(Trainer):
         """Reads the checkpoint to go on from, before anything slow, and finds out where the run ends.
 
         A run that was interrupted ends where it would have ended, if as many steps are asked for as then. Otherwise
-        so many steps follow the checkpoint, as in nerfstudio.
+        so many steps follow the checkpoint, as in nerfstudio: a new run that begins with its weights.
         """
         path, steps = checkpoint_to_resume(self.config), self.config.max_num_iterations
         self._checkpoint = None if path is None else read_checkpoint(path)
@@ -95,9 +96,9 @@ class DistillationTrainer(Trainer):
         run = self._checkpoint.get("run", {})
         if not run.get("completed", True) and run["end"] - run["first"] == steps:
             log_line(f"{path}: the run goes on at step {self.first_step}, and ends at step {run['end']}.")
-            self.first_step, self.end_step = run["first"], run["end"]
-        if "pipeline" in run:
-            pipeline: Any = self.config.pipeline
+            self.first_step, self.end_step, self._interrupted = run["first"], run["end"], run
+        pipeline: Any = self.config.pipeline
+        if "pipeline" in run and hasattr(pipeline, "go_on_from"):
             pipeline.go_on_from(run["pipeline"])
 
     def _load_checkpoint(self) -> None:
@@ -121,21 +122,22 @@ class DistillationTrainer(Trainer):
                 f"({reason}): pass the nerfstudio_models folder of a run of the same method with the same network "
                 "options."
             ) from error
-        if "pipeline" in saved.get("run", {}):
+        self._checkpoint = None
+        if self._interrupted is not None and "pipeline" in self._interrupted:
             pipeline: Any = self.pipeline
-            pipeline.resume(saved["run"]["pipeline"])
+            pipeline.resume(self._interrupted["pipeline"])
 
     def train(self) -> None:
         """nerfstudio's, up to the planned end; SIGTERM ends it after a checkpoint."""
-        saved, self._checkpoint = self._checkpoint, None
-        if saved is not None and "random" in saved.get("run", {}):
-            set_random_state(saved["run"]["random"], self.device)
+        if self._interrupted is not None and "random" in self._interrupted:
+            set_random_state(self._interrupted["random"], self.device)
         left = self.end_step - self._start_step
         if left == 0:  # it was ended after its last step; nerfstudio expects that one step at least is taken
             self.step = writer.GLOBAL_BUFFER["step"] = self._start_step - 1
         asked, self.config.max_num_iterations = self.config.max_num_iterations, left
         try:
-            with on_termination(self._ask_to_end):
+            # Several processes would wait for the one that saves.
+            with on_termination(self._ask_to_end) if self.world_size == 1 else nullcontext():
                 super().train()
         finally:
             self.config.max_num_iterations = asked
@@ -194,7 +196,7 @@ class DistillationTrainer(Trainer):
     def _ask_to_end(self) -> None:
         """Answers SIGTERM: between two steps there is nothing to wait for, within one its checkpoint."""
         is_stepping = self.training_state == "training" and getattr(self, "step", self._start_step) > self._start_step
-        if self.world_size > 1 or not is_stepping:
+        if not is_stepping:
             raise SystemExit(EXIT_CODE)
         self._is_asked_to_end = True
 

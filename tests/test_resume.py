@@ -146,9 +146,24 @@ def test_another_number_of_steps_follows_the_checkpoint(start, at_step):
     same = start(load_dir=ended.checkpoint_dir, steps=8)
     same.train()
     assert (same.step, same.end_step, same.config.max_num_iterations) == (7, 8, 8)
+    assert longer.pipeline.datamanager.pool.num_added == 0  # a new run with the old weights: it has views of its own
     # A run that is complete is trained for as many steps again.
     again = start(load_dir=same.checkpoint_dir, steps=8)
     assert (again.first_step, again.end_step) == (8, 16)
+
+
+def test_a_new_run_from_a_checkpoint_of_fine_tuning_distills_first(start, at_step):
+    ended = start()
+    at_step(14, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        ended.train()
+    at_step(None)
+    assert read_checkpoint(ended.checkpoint_dir / "step-000000013.ckpt")["run"]["pipeline"]["finetuning"]
+    longer = start(load_dir=ended.checkpoint_dir, steps=12)
+    datamanager, tuning = longer.pipeline.datamanager, longer.pipeline.finetuning
+    assert datamanager.photo_share == 0.5 and not tuning.scores and (tuning.first, tuning.last) == (23, 25)
+    longer.train()
+    assert datamanager.photo_share == 0.8 and min(tuning.scores) == 0
 
 
 def test_near_and_far_stay_those_of_the_run(start, at_step):
