@@ -8,7 +8,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, BinaryIO, Dict, List, Optional, Tuple
 
 import torch
 from nerfstudio.data.scene_box import SceneBox
@@ -139,11 +139,21 @@ def write_checkpoint(folder: Path, step: int, content: Dict[str, Any]) -> Path:
     try:
         # Given a path, torch would report a full disk as a RuntimeError about positions.
         with open(unfinished, "wb") as file:
-            torch.save(content, file)
+            _save(content, file)
         replace_file(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
     return path
+
+
+def _save(content: Dict[str, Any], file: BinaryIO) -> None:
+    """torch.save, with the OSError of a full disk where torch reports what followed from it."""
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def model_state(pipeline_state: Dict[str, Tensor]) -> Dict[str, Tensor]:

@@ -3,6 +3,7 @@
 No other file of the package contains one. A work-around goes when the version that it names is no longer supported.
 """
 
+import codecs
 import functools
 import importlib.abc
 import sys
@@ -83,13 +84,11 @@ def allow_numpy_scalars() -> None:
     torch.load reads weights only by default since 2.6 (github.com/nerfstudio-project/nerfstudio/issues/3683). This is
     called when nerfstudio discovers our methods, so it works in every ``ns-*`` command.
     """
-    if not hasattr(torch.serialization, "add_safe_globals"):
-        return
-    core: Any = getattr(np, "_core", None) or getattr(np, "core")  # noqa: B009 (renamed in numpy 2)
-    safe = [core.multiarray.scalar, np.dtype]
-    if hasattr(np, "dtypes"):
-        safe += [np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
-    torch.serialization.add_safe_globals(safe)
+    # Without the names of modules: np.dtypes came with numpy 1.25, and np.core.multiarray moved in numpy 2.
+    make_scalar: Any = np.float64(0).__reduce__()[0]
+    dtypes = [type(np.dtype(scalar)) for scalar in (np.float64, np.float32, np.int64)]
+    # torch 2.4 does not allow by itself what turns a scalar's bytes into text for pickle.
+    torch.serialization.add_safe_globals([make_scalar, np.dtype, *dtypes, codecs.encode])
 
 
 def survive_ended_processes() -> None:

@@ -7,6 +7,7 @@ the student never trains on a fixed set, and nothing has to be stored on disk.
 B: patches; hc, wc: cells of a patch; Hc, Wc: its pixels.
 """
 
+import zlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -217,10 +218,10 @@ class DistillationDataManager(CaptureDataManager):
         return depth_range(self.teacher, probes, self.points == "unbounded")
 
     def _identity(self, focal: float) -> str:
-        """What cached views show: those of another teacher, size or focal length are of no use."""
-        height, width = self.size
-        weights = getattr(self.teacher, "fingerprint", "") if self.config.cache_dir is not None else ""
-        return f"{self.config.teacher.load_config} {weights} {height}x{width} focal {focal:.3f}"
+        """What cached views show: those of another teacher, other poses or another lens are of no use."""
+        teacher = f"{self.config.teacher.load_config} {getattr(self.teacher, 'fingerprint', '')}"
+        poses = zlib.crc32(self.train_dataset.cameras.camera_to_worlds.contiguous().cpu().numpy().data)
+        return f"{teacher}, {self.pose_sampler.kind} poses {poses:08x}, size {self.size}, focal {focal:.3f}"
 
     def run_state(self) -> Dict[str, Any]:
         """What a checkpoint keeps of the training data. Several processes have views of their own, and keep none."""

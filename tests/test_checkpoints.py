@@ -1,6 +1,7 @@
 """Runs on disk: read back whole, or refused in one sentence that names the file; and nothing touches the network."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import yaml
 from builders import BOX, TINY_NERFACTO, one_sentence, save_run
 from nerfstudio.data.scene_box import SceneBox
 
+from mobiler2l_ns import checkpoints
 from mobiler2l_ns.checkpoints import (
     checkpoint_paths,
     find_runs,
@@ -171,3 +173,17 @@ def test_the_dataparsers_world(run):
     (run.parent / "dataparser_transforms.json").write_text('{"transform": [[1, 2], [3, 4]], "scale": 0.5}')
     transform, scale = load_dataparser_transform(run)
     assert transform.tolist() == [[1, 2], [3, 4]] and scale == 0.5
+
+
+@pytest.mark.parametrize("room", [0, 100, 5000, 60_000])
+def test_a_full_disk_is_an_oserror_wherever_it_ends(room):
+    """torch closes its archive after the failed write, and reports that its position is not what it expects."""
+
+    class Disk(io.BytesIO):
+        def write(self, data):
+            if self.tell() + len(data) > room:
+                raise OSError(28, "No space left on device")
+            return super().write(data)
+
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints._save({"weights": [torch.rand(2000) for _ in range(10)]}, Disk())

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +27,12 @@ from mobiler2l_ns.training import metrics
 from mobiler2l_ns.training.metrics import image_metrics, lpips
 
 
-def test_numpy_floats_in_a_checkpoint_load_by_default(tmp_path):
+@pytest.mark.parametrize("numpy_version", ["installed", "before 1.25", "1.26"])
+def test_numpy_floats_in_a_checkpoint_load_by_default(numpy_version, tmp_path, monkeypatch):
+    if numpy_version == "before 1.25":
+        monkeypatch.delattr(np, "dtypes", raising=False)
+    elif numpy_version == "1.26":  # it has np._core, with other modules than numpy 2
+        monkeypatch.setattr(np, "_core", SimpleNamespace(), raising=False)
     path = tmp_path / "step-000000001.ckpt"
     torch.save({"schedulers": {"_last_lr": [np.float64(0.01)]}}, path)
     allowed = torch.serialization.get_safe_globals()

@@ -183,6 +183,13 @@ def test_a_cache_spares_the_first_views(build, stub_teacher, tmp_path):
     assert stub_teacher.renders == 3  # one, to find out how long it takes
 
 
+@pytest.mark.parametrize("other", [{"poses": "path"}, {"image_size": (24, 24)}], ids=str)
+def test_a_cache_of_other_poses_or_sizes_is_refused(build, tmp_path, other):
+    build(cache_dir=tmp_path / "cache").next_train(0)
+    with pytest.raises(UserError, match="has views of another teacher"):
+        build(cache_dir=tmp_path / "cache", **other)
+
+
 # -- near and far ---------------------------------------------------------------------------------------------------
 
 

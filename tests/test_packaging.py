@@ -13,7 +13,7 @@ import sysconfig
 import venv
 import zipfile
 from pathlib import Path
-from typing import Dict, Iterator, List, Mapping, Set
+from typing import Dict, Iterator, List, Mapping, Set, Tuple
 
 import pytest
 
@@ -139,6 +139,50 @@ def test_constraints_pin_every_requirement(metadata):
     pinned = {canonical(line.partition("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()}
     needed = set().union(*required(metadata).values()) - {canonical("mobiler2l-ns")}
     assert needed <= pinned, needed - pinned
+
+
+def numbers(version: str) -> Tuple[int, ...]:
+    """(2, 5) for "2.5" or "2.5.*"."""
+    return tuple(int(number) for number in re.findall(r"\d+", version))
+
+
+def combinations() -> List[Tuple[str, str, Dict[str, str]]]:
+    """Name, Python and versions of each row of the table in scripts/bench/compat.sh."""
+    script = (ROOT / "scripts" / "bench" / "compat.sh").read_text()
+    rows = [row.split() for row in re.search(r"<< 'TABLE'\n(.*?)\nTABLE\n", script, re.S)[1].splitlines()]
+    return [(name, python, dict(pin.split("==") for pin in pins)) for name, python, *pins in rows]
+
+
+def test_tried_versions_are_whole_and_within_the_limits(metadata):
+    limits = {}
+    for line in metadata.get_all("Requires-Dist"):
+        name, rest = re.match(r"([\w.-]+)([^;]*)", line).groups()
+        limits.setdefault(canonical(name), []).extend(re.findall(r"(>=|<)([\d.]+)", rest))
+    assert {"torch", "onnx", "onnxruntime"} <= {name for name, found in limits.items() if found}
+    names, pythons, _ = zip(*combinations())
+    assert len(set(names)) == len(names) and set(pythons) == {"3.10", "3.11", "3.12"}
+    for name, python, pins in combinations():
+        assert name.endswith(f"-{python}") and set(pins) == {"torch", "torchvision", "numpy", "onnxruntime", "onnx"}
+        for package, version in pins.items():
+            assert re.fullmatch(r"\d+\.\d+\.\*", version), f"{name}: {package} {version}"
+            for sign, limit in limits.get(package, []):
+                within = numbers(version) >= numbers(limit) if sign == ">=" else numbers(version) < numbers(limit)
+                assert within, f"{name}: {package} {version} is outside of {sign}{limit}"
+
+
+def test_the_tried_versions_are_documented():
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (ROOT / "docs" / "compatibility.md").read_text().splitlines()
+        if line.startswith("| `")
+    ]
+    documented = {row[0].strip("`"): row[1:] for row in rows}
+    assert set(documented) == {name for name, _, _ in combinations()}
+    packages = ("torch", "torchvision", "numpy", "onnxruntime", "onnx")
+    for name, python, pins in combinations():
+        expected = [python, *(pins[package].removesuffix(".*") for package in packages)]
+        for cell, version in zip(documented[name], expected):
+            assert numbers(cell)[:2] == numbers(version), f"{name}: {cell} is not {version}"
 
 
 @pytest.fixture(scope="module")
