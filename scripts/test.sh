@@ -10,4 +10,4 @@ bash scripts/setup.sh
 .venv/bin/pyright
 # Two processes with one thread each: many tests wait for commands and browsers that they started.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec .venv/bin/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder "$@"
+exec .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"

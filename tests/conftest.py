@@ -27,13 +27,6 @@ ANGLE = 2 * math.atan(0.36)  # the demo scene's field of view: focal is 16 / 0.3
 SPLITS = {"train": 8, "val": 2, "test": 2}
 
 
-def pytest_collection_modifyitems(items):
-    """Tests of a file share a process, and so do all files with the student that real commands train for a minute."""
-    slow = {item.path for item in items if {"student", "workspace"} & set(getattr(item, "fixturenames", ()))}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("commands" if item.path in slow else item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def capture(tmp_path_factory) -> Path:
     """A demo capture of 32 x 32 pixels: 8 train, 2 val and 2 test photos; read only."""
