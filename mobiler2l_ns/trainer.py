@@ -195,7 +195,7 @@ class DistillationTrainer(Trainer):
 
     def _ask_to_end(self) -> None:
         """Answers SIGTERM: between two steps there is nothing to wait for, within one its checkpoint."""
-        is_stepping = self.training_state == "training" and getattr(self, "step", self._start_step) > self._start_step
+        is_stepping = self.training_state == "training" and self.step > self._start_step
         if not is_stepping:
             raise SystemExit(EXIT_CODE)
         self._is_asked_to_end = True

@@ -19,6 +19,8 @@ from quickstart_report import next_steps, summary
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mobiler2l_ns.files import write_json
+
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 MAX_SIDE = 640
@@ -101,7 +103,7 @@ class Quickstart:
 
     def save(self) -> None:
         self.state_path.parent.mkdir(parents=True, exist_ok=True)
-        self.state_path.write_text(json.dumps(self.state, indent=2))
+        write_json(self.state_path, self.state)
 
     def finish(self) -> None:
         """Completes report.json and prints the table."""
@@ -110,7 +112,7 @@ class Quickstart:
         seconds = {"install": float(os.environ.get("MOBILER2L_INSTALL_SECONDS", 0)), **self.state["seconds"]}
         report["seconds"] = {**seconds, "total": round(sum(seconds.values()), 1)}
         report["peak_memory_mb"] = peak_memory_mb()
-        path.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(path, report)
         console.print(summary(report, self.scene))
         console.print(next_steps(_short(self.state["student"]), _short(str(self.exports))))
 
