@@ -1,6 +1,7 @@
 """The installed commands: run in processes of their own, or parsed. conftest.py imports the fixtures."""
 
 import contextlib
+import fcntl
 import io
 import os
 import shlex
@@ -9,13 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Callable
 
 import pytest
 import torch
 import tyro
+from forks import NO_NETWORK, ForkedCommand
 
 BIN = Path(sys.executable).parent
-NO_NETWORK = Path(__file__).with_name("no_network")
 TINY = [
     "--machine.device-type", "cpu", "--vis", "tensorboard", "--pipeline.model.network.depth", "6",
     "--pipeline.model.network.width", "16", "--pipeline.datamanager.initial-views", "2",
@@ -23,45 +25,77 @@ TINY = [
 ]  # fmt: skip
 
 
-def start(command: str, *arguments, cwd: Path, network: bool = False) -> subprocess.Popen:
-    """Starts an installed command. Each attempt to reach a network fails and is noted in ``sockets.txt``."""
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "COLUMNS": "200"}
-    if not network:
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(NO_NETWORK), os.environ.get("PYTHONPATH"))))
-        environment["MOBILER2L_SOCKETS"] = str(Path(cwd) / "sockets.txt")
+def start(command: str, *arguments, cwd: Path, installed: bool = False, **environment):
+    """Starts an installed command. Each attempt to reach a network fails and is noted in ``sockets.txt``.
+
+    Args:
+        command: Its name.
+        arguments: What follows the name.
+        cwd: The folder that it runs in.
+        installed: Start its script in the environment, which imports nerfstudio for half a minute, not a fork.
+        environment: Variables to add.
+    """
+    environment = {"PYTHONWARNINGS": "ignore", "COLUMNS": "200", **environment}
+    environment["MOBILER2L_SOCKETS"] = str(Path(cwd) / "sockets.txt")
+    words = [str(word) for word in arguments]
+    if not installed:
+        return ForkedCommand(command, words, cwd, environment)
+    search = os.pathsep.join(filter(None, (str(NO_NETWORK.parent), os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
-        [str(BIN / command), *map(str, arguments)], cwd=cwd, env=environment, text=True,
+        [str(BIN / command), *words], cwd=cwd, env={**os.environ, **environment, "PYTHONPATH": search}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
 
-def run(command: str, *arguments, cwd: Path, code: int = 0) -> str:
+def run(command: str, *arguments, cwd: Path, code: int = 0, **options) -> str:
     """Runs an installed command to its end and returns what it printed."""
-    process = start(command, *arguments, cwd=cwd)
+    process = start(command, *arguments, cwd=cwd, **options)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == code, output[-3000:]
     assert not (Path(cwd) / "sockets.txt").exists(), (Path(cwd) / "sockets.txt").read_text()
     return output
 
 
-@pytest.fixture(scope="session")
-def workspace(tmp_path_factory, capture):
-    """A folder with a teacher that was trained by the real command."""
-    folder = tmp_path_factory.mktemp("workspace")
-    run(
-        "ns-train", "mobiler2l-teacher-small", "--machine.device-type", "cpu", "--data", capture,
-        "--max-num-iterations", "2", "--pipeline.datamanager.train-num-rays-per-batch", "64", "blender-data",
-        cwd=folder,
-    )  # fmt: skip
+def build_once(tmp_path_factory, name: str, build: Callable[[Path], None]) -> Path:
+    """A folder that the first test process builds, and that the others wait for."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = base / name, base / f"{name}.done"
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            folder.mkdir(exist_ok=True)
+            build(folder)
+            done.touch()
     return folder
 
 
 @pytest.fixture(scope="session")
-def student(workspace, capture):
+def workspace(tmp_path_factory, capture):
+    """A folder with a teacher that was trained by the real command."""
+
+    def train(folder: Path) -> None:
+        run(
+            "ns-train", "mobiler2l-teacher-small", "--machine.device-type", "cpu", "--data", capture,
+            "--max-num-iterations", "2", "--pipeline.datamanager.train-num-rays-per-batch", "64", "blender-data",
+            cwd=folder,
+        )  # fmt: skip
+
+    return build_once(tmp_path_factory, "workspace", train)
+
+
+@pytest.fixture(scope="session")
+def student(tmp_path_factory, workspace, capture):
     """config.yml of a student whose first run was killed in mid-training and then resumed."""
+    build_once(tmp_path_factory, "student", lambda folder: kill_and_resume(workspace, capture))
+    return workspace / "outputs" / capture.name / "mobiler2l-small" / "resumed" / "config.yml"
+
+
+def kill_and_resume(workspace: Path, capture: Path) -> None:
+    """Kills a training after its first checkpoint, and goes on with it for 300 steps."""
     process = start(
         "ns-train", "mobiler2l-small", *TINY, "--data", capture, "--steps-per-save", "3",
-        "--max-num-iterations", "100000", "--timestamp", "killed", cwd=workspace,
+        "--max-num-iterations", "100000", "--timestamp", "killed", cwd=workspace, installed=True,
     )  # fmt: skip
     folder = workspace / "outputs" / capture.name / "mobiler2l-small" / "killed" / "nerfstudio_models"
     deadline = time.time() + 200
@@ -77,10 +111,8 @@ def student(workspace, capture):
         "ns-train", "mobiler2l-small", *TINY, "--data", capture, "--load-dir", folder,
         "--max-num-iterations", "300", "--timestamp", "resumed", cwd=workspace,
     )  # fmt: skip
-    resumed = folder.parent.with_name("resumed")
-    (checkpoint,) = (resumed / "nerfstudio_models").iterdir()
+    (checkpoint,) = folder.parent.with_name("resumed").glob("nerfstudio_models/*")
     assert int(checkpoint.stem.removeprefix("step-")) == killed_at + 300
-    return resumed / "config.yml"
 
 
 def parser_of(command: str):

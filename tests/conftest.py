@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from builders import StubTeacher, stub_teacher_config, tiny_student
-from commands import student, workspace  # noqa: F401  (fixtures)
+from commands import build_once, student, workspace  # noqa: F401  (fixtures)
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
@@ -34,9 +34,11 @@ def capture(tmp_path_factory) -> Path:
     spec = importlib.util.spec_from_file_location(name, SCRIPT)
     sys.modules[name] = script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    folder = tmp_path_factory.mktemp("shared") / "capture"
-    assert script.make_demo_scene(folder, resolution=32, num_train=8, num_val=2, num_test=2, samples=1)
-    return folder
+
+    def make(folder: Path) -> None:
+        assert script.make_demo_scene(folder / "capture", resolution=32, num_train=8, num_val=2, num_test=2, samples=1)
+
+    return build_once(tmp_path_factory, "shared", make) / "capture"
 
 
 @pytest.fixture(scope="module")

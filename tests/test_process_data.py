@@ -14,7 +14,7 @@ import rooms
 from bench import poses
 from bench.poses import pose_errors
 from builders import one_sentence
-from commands import start
+from commands import run, start
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
 from system_packages import needs
@@ -161,11 +161,8 @@ def test_a_killed_command_goes_on(room, tmp_path):
             break
     process.communicate()
     before = set(tmp_path.rglob("*"))
-    command = [str(Path(sys.executable).with_name("ns-process-mobiler2l")), *map(str, arguments)]
-    environment = {**os.environ, "HOME": str(home), "TMPDIR": str(home), "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and "12 of 12 photos have a pose" in done.stdout, done.stdout + done.stderr
-    assert "pycolmap" not in done.stderr
+    printed = run("ns-process-mobiler2l", *arguments, cwd=home, HOME=str(home), TMPDIR=str(home))
+    assert "12 of 12 photos have a pose" in printed and "pycolmap" not in printed
     new = {path for path in set(tmp_path.rglob("*")) - before if path.is_file()}
     settings = {home / ".cache", home / ".config"}  # of matplotlib
     assert all({tmp_path / "out" / "capture", *settings} & set(path.parents) for path in new)

@@ -1,12 +1,9 @@
 """Fixtures of the fault tests."""
 
 import copy
-import multiprocessing
-import os
-import sys
-from multiprocessing import forkserver
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 import victims
@@ -20,15 +17,10 @@ from mobiler2l_ns.compat import without_lpips_download
 @pytest.fixture(scope="session")
 def processes():
     """Starts a victim in a process of its own; its pipe tells the phases."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["victims"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server imports before it is told this path
-        forkserver.ensure_running()
 
     def start(victim: str, folder: Path, capture: Path, largest_file=None):
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=victims.run, args=(victim, folder, capture, sender, largest_file))
+        receiver, sender = forks.context.Pipe(duplex=False)
+        process = forks.process(victims.run, victim, folder, capture, sender, largest_file)
         process.start()
         sender.close()
         return process, receiver

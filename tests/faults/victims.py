@@ -3,7 +3,6 @@
 The processes are forks of a server that has imported everything, so that each starts at once.
 """
 
-import importlib
 import resource
 from pathlib import Path
 from typing import Any, Dict, Optional
@@ -24,8 +23,6 @@ from mobiler2l_ns.trainer import DistillationTrainer
 from mobiler2l_ns.training.random_state import seed_all
 
 STEPS, FINE_TUNING = 24, 6
-for name in ("onnx", "onnxruntime", "onnxslim", "matplotlib.figure", "torch.utils.tensorboard"):
-    importlib.import_module(name)  # once for all processes
 
 
 def announce(mark) -> None:
