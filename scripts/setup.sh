@@ -37,5 +37,12 @@ fi
 if ! .venv/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable '.[capture]'; then
   echo "pycolmap cannot be installed here, so ns-process-mobiler2l finds no poses: use ns-process-data with COLMAP."
 fi
+# uv leaves byte code to the first import, which takes half a minute. Where PYTHONDONTWRITEBYTECODE is set, as in many
+# containers, each command would take as long.
+if ! env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -W ignore -c \
+    'import nerfstudio.scripts.train, nerfstudio.scripts.eval, mobiler2l_ns.export.command, onnxruntime, onnx'; then
+  echo "mobiler2l: the installed packages cannot be imported, see above: delete .venv and run this again" >&2
+  exit 1
+fi
 echo "$wanted" > "$stamp"
 .venv/bin/python scripts/missing_packages.py

@@ -8,6 +8,7 @@ bash scripts/setup.sh
 .venv/bin/ruff format --check .
 .venv/bin/lint-imports --no-cache
 .venv/bin/pyright
+unset PYTHONDONTWRITEBYTECODE  # or each process that a test starts would compile nerfstudio again
 # Two processes with one thread each: many tests wait for commands and browsers that they started.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 exec .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -17,21 +17,30 @@ if __name__ == "__main__":  # modules are found in scripts/, not in scripts/benc
 
 import tyro
 
-from bench.common import CPU, console, median_milliseconds, new_table, plot_curves, with_machine, write_figures
+from bench.common import (
+    CPU,
+    console,
+    default_device,
+    median_milliseconds,
+    new_table,
+    plot_curves,
+    with_machine,
+    write_figures,
+)
 from bench.distillation import Options as CaptureOptions
-from bench.distillation import capture_config, mean_of, quality, student_pairs
+from bench.distillation import capture_config, quality, student_pairs
+from bench.equal_time import train_within
 from bench.published_files import pipeline_call
 from bench.surface_cost import Shape, student
-from bench.training import Run, steps_within, train
+from bench.training import Run
 from mobiler2l_ns import method_configs
-from mobiler2l_ns.data.photos import load_photos
+from mobiler2l_ns.data.photos import PhotoSet, load_photos
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.comparison import held_out_dataset
 from mobiler2l_ns.export.onnx_files import trace_pipeline
 from mobiler2l_ns.pruning.report import measure
 from mobiler2l_ns.student.network import NetworkConfig
-from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig
-from mobiler2l_ns.training.metrics import psnr
+from mobiler2l_ns.trainer import DistillationTrainerConfig
 
 LARGE, COMPACT = "mobiler2l", "mobiler2l-compact"
 METHODS = {name: getattr(method_configs, name.replace("-", "_")).config for name in (LARGE, COMPACT)}
@@ -90,20 +99,14 @@ def measure_shapes(options: Options) -> Dict[str, Dict]:
 
 
 def train_for(options: Options, method: str, outputs: Path) -> Tuple[Run, Dict[str, float]]:
-    """Trains a method for about ``seconds``: its number of steps follows from a short run before."""
-    photos = []
-
-    def score(trainer: DistillationTrainer) -> float:
-        model = trainer.pipeline.model
-        if not photos:
-            photos.append(load_photos(held_out_dataset(trainer.config), *model.size, model.upscale, model.device))
-        return mean_of(psnr, student_pairs(model, photos[0]))
-
+    """Trains a method for about ``seconds``."""
     config = config_of(options, method, outputs)
-    config.max_num_iterations = steps_within(config, options.seconds, PROBE_STEPS, options.seed)
-    run, trainer = train(config, options.seed, score, 12)
-    model = trainer.pipeline.model.eval()
-    return run, {**quality(student_pairs(model, photos[0])), "seconds": run.seconds}
+
+    def held_out(size: Tuple[int, int]) -> PhotoSet:
+        return load_photos(held_out_dataset(config), *size, config.pipeline.model.network.upscale, default_device())
+
+    run, trainer, photos = train_within(config, options.seconds, PROBE_STEPS, held_out, 12, options.seed)
+    return run, {**quality(student_pairs(trainer.pipeline.model, photos)), "seconds": run.seconds}
 
 
 def config_of(options: Options, method: str, outputs: Path) -> DistillationTrainerConfig:

@@ -120,7 +120,7 @@ def capture_config(options: Options, outputs: Path):
 def largest_fall(run: Run) -> float:
     """The largest loss of PSNR from one point to the next in the last third of a curve, in dB."""
     last_third = [point.psnr for point in run.curve if point.step > 2 / 3 * run.curve[-1].step]
-    return round(max(0.0, *(a - b for a, b in zip(last_third, last_third[1:]))), 3)
+    return round(max([0.0, *(a - b for a, b in zip(last_third, last_third[1:]))]), 3)
 
 
 def pairs(render: Callable, photos: PhotoSet) -> Iterator[Tuple[Tensor, Tensor]]:

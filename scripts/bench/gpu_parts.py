@@ -1,5 +1,6 @@
 """The parts of gpu.py: each measures one thing and returns its figures. Each runs in a process of its own."""
 
+import functools
 import importlib
 import time
 from typing import Callable, Dict, Optional
@@ -10,10 +11,11 @@ from make_demo_scene import make_demo_scene
 from bench import teacher as frozen_teachers
 from bench.common import median_milliseconds, peak_memory
 from bench.distillation import pairs, quality, student_pairs
+from bench.equal_time import train_within
 from bench.gpu_place import Place, save_picture
 from bench.published_files import pipeline_call
 from bench.runs import figures_of, trained
-from bench.training import steps_within, train
+from bench.training import train
 from mobiler2l_ns.data.time_budget import synchronize
 from mobiler2l_ns.export.onnx_files import trace_pipeline
 from mobiler2l_ns.teacher.frozen import FrozenTeacher
@@ -121,46 +123,23 @@ def student(method: str, scene: str = "demo") -> Part:
 
     def part(place: Place) -> Dict:
         config = place.student(scene, method)
-        datamanager = config.pipeline.datamanager
-        views = datamanager.pool_views
-        if datamanager.teacher_share == 0:  # all views of the published recipe come before its first step
-            views = min(views, views_within(place, scene, 0.2 * place.sizes.student_seconds))
-            datamanager.pool_views = datamanager.initial_views = views
-        config.max_num_iterations = steps_within(config, place.sizes.student_seconds, place.sizes.timed_steps)
-        photos = []
-
-        def score(trainer) -> float:
-            if not photos:
-                photos.append(place.held_out(scene, trainer.pipeline.model.size))
-            return quality(student_pairs(trainer.pipeline.model, photos[0]))["psnr"]
-
         config.save_config()
-        run, trainer = train(config, 0, score, 8)
+        seconds, probe_steps = place.sizes.student_seconds, place.sizes.timed_steps
+        held_out = functools.partial(place.held_out, scene)
+        run, trainer, photos = train_within(config, seconds, probe_steps, held_out, 8)
         trainer.config.save_config()
         trainer.save_checkpoint(run.curve[-1].step - 1)
-        model, last = trainer.pipeline.model.eval(), run.curve[-1]
+        model, last = trainer.pipeline.model, run.curve[-1]
         picture = place.folder / f"{scene}-{method}.png"
-        save_picture(picture, photos[0], model, trainer.pipeline.datamanager.teacher)
+        save_picture(picture, photos, model, trainer.pipeline.datamanager.teacher)
         return {
             "steps": last.step, "seconds": run.seconds, "teacher_seconds": run.teacher_seconds, "views": last.views,
             "parameters": run.parameters, "pool_mb": round(run.pool_bytes / 1e6),
-            "peak_memory_mb": round(peak_memory(place.device) / 1e6), **quality(student_pairs(model, photos[0])),
+            "peak_memory_mb": round(peak_memory(place.device) / 1e6), **quality(student_pairs(model, photos)),
             "picture": picture.name, "curve": [[point.step, point.seconds, point.psnr] for point in run.curve],
         }  # fmt: skip
 
     return part
-
-
-def views_within(place: Place, scene: str, seconds: float) -> int:
-    """How many views the teacher renders in some seconds."""
-    found = FrozenTeacher(place.teacher(scene), place.device)
-    cameras = place.held_out(scene).cameras
-    found.render(cameras[:1])
-    synchronize(place.device)
-    start = time.perf_counter()
-    found.render(cameras[1:2])
-    synchronize(place.device)
-    return max(4, int(seconds / (time.perf_counter() - start)))
 
 
 def latency(place: Place) -> Dict:

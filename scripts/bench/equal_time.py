@@ -1,0 +1,66 @@
+"""Students that are trained for equal seconds: each method runs for as many steps as fit into them."""
+
+import copy
+from typing import Callable, Tuple
+
+from bench.distillation import quality, student_pairs
+from bench.training import Run, steps_within, train
+from mobiler2l_ns.data.photos import PhotoSet
+from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig
+
+PUBLISHED_FILLING = 0.2  # share of the time for the views of the published recipes
+FEW_VIEWS = 4
+
+
+def train_within(
+    config: DistillationTrainerConfig,
+    seconds: float,
+    probe_steps: int,
+    load_held_out: Callable[[Tuple[int, int]], PhotoSet],
+    num_scores: int,
+    seed: int = 0,
+) -> Tuple[Run, DistillationTrainer, PhotoSet]:
+    """Trains a student for about ``seconds``, the teacher's views included.
+
+    Args:
+        config: The student. Its number of steps is set here, and its number of views if it renders all of them before
+            its first step, as the published recipes do.
+        seconds: Time for everything.
+        probe_steps: Length of the short run that measures the time of a step.
+        load_held_out: Loads held-out photos at a size (H, W).
+        num_scores: Points of the curve. One more lies where fine-tuning starts.
+        seed: Of all random numbers.
+
+    Returns:
+        The run's figures, its trainer, and the held-out photos.
+    """
+    photos = []
+
+    def score(trainer: DistillationTrainer) -> float:
+        if not photos:
+            photos.append(load_held_out(trainer.pipeline.model.size))
+        return quality(student_pairs(trainer.pipeline.model, photos[0]))["psnr"]
+
+    datamanager = config.pipeline.datamanager
+    if datamanager.teacher_share == datamanager.filling_share == 0:
+        limit_views(config, PUBLISHED_FILLING * seconds)
+    config.max_num_iterations = steps_within(config, seconds, probe_steps, seed)
+    tuning = config.pipeline.finetuning.steps_of(config.max_num_iterations)
+    run, trainer = train(config, seed, score, num_scores, also_at=(config.max_num_iterations - tuning,))
+    trainer.pipeline.model.eval()
+    return run, trainer, photos[0]
+
+
+def limit_views(config: DistillationTrainerConfig, seconds: float) -> None:
+    """Lowers a student's number of views to those that its teacher renders in some seconds."""
+    probe = copy.deepcopy(config)
+    set_views(probe, FEW_VIEWS)
+    probe.max_num_iterations, probe.pipeline.finetuning.steps = 1, 0
+    run, _ = train(probe, 0, lambda trainer: 0.0, 1)
+    set_views(config, min(config.pipeline.datamanager.pool_views, int(seconds * FEW_VIEWS / run.teacher_seconds)))
+
+
+def set_views(config: DistillationTrainerConfig, views: int) -> None:
+    """Lets a student render a number of views before its first step."""
+    datamanager = config.pipeline.datamanager
+    datamanager.pool_views = datamanager.initial_views = max(FEW_VIEWS, views)

@@ -1,0 +1,166 @@
+"""The large student beside the published recipe and the small student: quality after equal seconds of training.
+
+    python scripts/bench/flagship.py --data data/demo400 --teacher RUN/config.yml --image-size 400 400
+
+All students have the same teacher and about as many pixels in a batch. The figures, the curves and the picture are
+written after each student, so that the end of the time loses nothing.
+"""
+
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+
+if __name__ == "__main__":  # modules are found in scripts/, not in scripts/bench/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+import tyro
+from torch import Tensor
+
+from bench.common import console, default_device, mean, new_table, plot_curves, with_machine, write_figures
+from bench.distillation import Options as CaptureOptions
+from bench.distillation import capture_config, largest_fall, pairs, quality, student_pairs
+from bench.equal_time import train_within
+from mobiler2l_ns.data.photos import PhotoSet, load_photos
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.export.comparison import held_out_dataset
+from mobiler2l_ns.pruning.report import measure
+from mobiler2l_ns.trainer import DistillationTrainerConfig
+
+AXES = {"step": "steps", "seconds": "seconds, teacher included"}
+ROWS = 3  # held-out photos in the picture
+
+
+@dataclass
+class Options:
+    """Command line."""
+
+    data: Path
+    """A posed capture."""
+    teacher: Path
+    """config.yml of its teacher."""
+    image_size: Tuple[int, int] = (200, 200)
+    """Width and height of the students' view."""
+    seconds: float = 1800.0
+    """Training time of each student, teacher included."""
+    methods: Tuple[str, ...] = ("mobiler2l", "mobiler2l-paper", "mobiler2l-small")
+    """The students."""
+    pixels: int = 77000
+    """Pixels in a batch, about; the methods' own 640,000 suit a GPU."""
+    lr: Optional[Tuple[float, float]] = None
+    """Learning rates of mobiler2l for matrices and for the rest; left out: the method's."""
+    probe_steps: int = 16
+    """Length of the run that measures the time of a step."""
+    seed: int = 0
+    """Of all random numbers."""
+    json: Optional[Path] = None
+    """File for the figures; plot and picture lie beside it. Left out: named after the capture."""
+
+
+def config_of(options: Options, method: str, outputs: Path) -> DistillationTrainerConfig:
+    """A method's config for the capture, with the batch of these options."""
+    capture = CaptureOptions(data=options.data, teacher=options.teacher, method=method, image_size=options.image_size)
+    config = capture_config(capture, outputs)
+    datamanager, upscale = config.pipeline.datamanager, config.pipeline.model.network.upscale
+    width, height = options.image_size
+    patch = width * height if datamanager.patch_cells is None else (datamanager.patch_cells * upscale) ** 2
+    datamanager.patches_per_batch = max(1, round(options.pixels / patch))
+    if method == "mobiler2l" and options.lr is not None:
+        for group, lr in zip(("matrices", "others"), options.lr):
+            config.optimizers[group]["optimizer"].lr = lr
+    return config
+
+
+def sharpness(image: Tensor, photo: Tensor) -> float:
+    """How strongly neighbouring pixels of an image (H, W, 3) differ, relative to those of the photo; 1: as sharp."""
+
+    def variation(picture: Tensor) -> float:
+        return float(picture.diff(dim=0).abs().mean() + picture.diff(dim=1).abs().mean())
+
+    return variation(image) / variation(photo)
+
+
+def measure_method(options: Options, method: str, outputs: Path) -> Tuple[Dict, PhotoSet, List[Tensor], List[Tensor]]:
+    """Trains a student and returns its figures, the photos, its first views and the teacher's views."""
+    config = config_of(options, method, outputs)
+
+    def held_out(size: Tuple[int, int]) -> PhotoSet:
+        return load_photos(held_out_dataset(config), *size, 1, default_device())
+
+    run, trainer, photos = train_within(config, options.seconds, options.probe_steps, held_out, 12, options.seed)
+    model, steps = trainer.pipeline.model, config.max_num_iterations
+    first = steps - config.pipeline.finetuning.steps_of(steps)
+    found, taught = (
+        list(images)
+        for images in (student_pairs(model, photos), pairs(trainer.pipeline.datamanager.teacher.render, photos))
+    )
+    figures = {
+        "steps": run.curve[-1].step, "seconds": run.seconds, "teacher_seconds": run.teacher_seconds,
+        "views": run.curve[-1].views, "gmac": measure(model).gmac, "parameters": run.parameters,
+        **quality(found), "sharpness": mean(sharpness(*pair) for pair in found),
+        "gap_to_teacher_db": round(quality(taught)["psnr"] - quality(found)["psnr"], 3),
+        "before_fine_tuning": next((point.psnr for point in run.curve if point.step == first), None),
+        "largest_fall_in_last_third_db": largest_fall(run), "curve": [asdict(point) for point in run.curve],
+    }  # fmt: skip
+    return figures, photos, [view for view, _ in found], [view for view, _ in taught]
+
+
+def draw(photos: PhotoSet, columns: List[List[Tensor]], path: Path) -> None:
+    """Writes held-out photos, a row each, and beside them the columns' views."""
+    from torchvision.utils import save_image
+
+    rows = [
+        torch.cat([photo.cpu(), *(column[row] for column in columns)], dim=1)
+        for row, (_, photo) in zip(range(ROWS), photos)
+    ]
+    save_image(torch.cat(rows).permute(2, 0, 1), path)
+
+
+def run_benchmark(options: Options, path: Path) -> Dict:
+    """Everything for the JSON file, which is written after each method."""
+    results = {
+        "data": options.data.resolve().name,
+        "resolution": f"{options.image_size[0]}x{options.image_size[1]}",
+        "pixels_a_step": options.pixels,
+        "columns": ["photo", "teacher"],
+        "teacher": {},
+        "students": {},
+    }
+    columns = []
+    for method in options.methods:
+        with tempfile.TemporaryDirectory() as folder:
+            figures, photos, views, taught = measure_method(options, method, Path(folder))
+        results["students"][method] = figures
+        shown = list(zip(taught, (photo.cpu() for _, photo in photos)))
+        results["teacher"] = {**quality(shown), "sharpness": mean(sharpness(*pair) for pair in shown)}
+        results["columns"].append(method)
+        columns = [*(columns or [taught]), views]
+        write_figures(with_machine(results, default_device()), path)
+        runs = [{"recipe": name, "curve": student["curve"]} for name, student in results["students"].items()]
+        plot_curves(runs, AXES, "psnr", f"held-out PSNR [dB] at {results['resolution']}", path.with_suffix(".png"))
+        draw(photos, columns, path.with_name(f"{path.stem}-views.png"))
+    return results
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    options = tyro.cli(Options, description=__doc__)
+    if not options.data.is_dir():
+        raise UserError(f"there is no folder {options.data}: pass a posed capture with --data.")
+    path = options.json or Path("docs/benchmarks") / f"flagship-{options.data.resolve().name}.json"
+    results = run_benchmark(options, path)
+    title = f"{results['data']}, {results['resolution']}, {results['pixels_a_step']} pixels a step"
+    table = new_table(title, "", "GMAC", "steps", "seconds", "PSNR [dB]", "SSIM", "sharpness", "before fine-tuning")
+    taught = results["teacher"]
+    table.add_row("teacher", "", "", "", f"{taught['psnr']:.2f}", f"{taught['ssim']:.3f}", f"{taught['sharpness']:.2f}")
+    for name, found in results["students"].items():
+        cost = f"{found['gmac']:.2f}", str(found["steps"]), f"{found['seconds']:.0f}"
+        quality_of = f"{found['psnr']:.2f}", f"{found['ssim']:.3f}", f"{found['sharpness']:.2f}"
+        table.add_row(name, *cost, *quality_of, f"{found['before_fine_tuning']:.2f}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

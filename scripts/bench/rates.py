@@ -1,0 +1,135 @@
+"""Which learning rate suits which width and length of a run: the large student with other widths, for few steps.
+
+    python scripts/bench/rates.py --data data/demo200 --teacher RUN/config.yml
+
+All runs have the same teacher views, seed and batches, and end in a cosine of their own length. No run is fine-tuned.
+The figures are written after each run.
+"""
+
+import copy
+import math
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Dict, List, Tuple
+
+if __name__ == "__main__":  # modules are found in scripts/, not in scripts/bench/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import tyro
+
+from bench import flagship
+from bench.common import console, default_device, new_table, with_machine, write_figures
+from bench.distillation import quality, student_pairs
+from bench.training import train
+from mobiler2l_ns.data.photos import load_photos
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.export.comparison import held_out_dataset
+from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig
+
+METHOD = "mobiler2l"
+
+
+@dataclass
+class Options:
+    """Command line."""
+
+    data: Path
+    """A posed capture."""
+    teacher: Path
+    """config.yml of its teacher."""
+    image_size: Tuple[int, int] = (200, 200)
+    """Width and height of the students' view."""
+    depth: int = 60
+    """Layers of all networks."""
+    widths: Tuple[int, ...] = (128, 256)
+    """Channels of the networks."""
+    lengths: Tuple[int, ...] = (100, 300, 900)
+    """Steps of the runs."""
+    rates: Tuple[float, ...] = (0.005, 0.01, 0.02, 0.04)
+    """Highest learning rates for matrices; a tenth of each is the one for the rest."""
+    pixels: int = 38400
+    """Pixels in a batch, about."""
+    views: int = 40
+    """Teacher views, all rendered before the first step."""
+    seed: int = 0
+    """Of all random numbers."""
+    json: Path = Path("docs/benchmarks/rates.json")
+    """File for the figures."""
+
+
+def config_of(options: Options, width: int, steps: int, rate: float, folder: Path) -> DistillationTrainerConfig:
+    """The student of one run."""
+    of_flagship = flagship.Options(options.data, options.teacher, options.image_size, pixels=options.pixels)
+    config = flagship.config_of(of_flagship, METHOD, folder)
+    network, datamanager = config.pipeline.model.network, config.pipeline.datamanager
+    network.depth, network.width = options.depth, width
+    datamanager.cache_dir = folder / "views"
+    datamanager.pool_views = datamanager.initial_views = options.views
+    datamanager.teacher_share = datamanager.filling_share = 0.0
+    config.max_num_iterations, config.pipeline.finetuning.steps = steps, 0
+    for group, lr in (("matrices", rate), ("others", rate / 10)):
+        config.optimizers[group] = copy.deepcopy(config.optimizers[group])
+        config.optimizers[group]["optimizer"].lr = lr
+        config.optimizers[group]["scheduler"].reference_steps = None
+    return config
+
+
+def run_benchmark(options: Options) -> Dict:
+    """Everything for the JSON file."""
+    found: List[Dict] = []
+    photos = []
+
+    def score(trainer: DistillationTrainer) -> float:
+        if not photos:
+            size = trainer.pipeline.model.size
+            photos.append(load_photos(held_out_dataset(trainer.config), *size, 1, default_device()))
+        return quality(student_pairs(trainer.pipeline.model, photos[0]))["psnr"]
+
+    results = {"data": options.data.resolve().name, "depth": options.depth, "best": [], "runs": found}
+    with tempfile.TemporaryDirectory() as folder:
+        for steps in options.lengths:
+            for width in options.widths:
+                for rate in options.rates:
+                    config = config_of(options, width, steps, rate, Path(folder))
+                    run, _ = train(config, options.seed, score, 1)
+                    found.append({"width": width, "rate": rate, **asdict(run), "psnr": run.curve[-1].psnr})
+                results["best"].append({"width": width, "steps": steps, **best_rate(found[-len(options.rates) :])})
+                write_figures(with_machine(results, default_device()), options.json)
+    return results
+
+
+def best_rate(runs: List[Dict]) -> Dict[str, float]:
+    """The best rate of some runs: the top of the parabola through the best one and its neighbours, over log(rate).
+
+    At an end of the rates it is the best run's own.
+    """
+    runs = sorted(runs, key=lambda run: run["rate"])
+    top = max(range(len(runs)), key=lambda index: runs[index]["psnr"])
+    best = {"rate": runs[top]["rate"], "psnr": runs[top]["psnr"]}
+    if 0 < top < len(runs) - 1:
+        (x0, y0), (x1, y1), (x2, y2) = ((math.log(run["rate"]), run["psnr"]) for run in runs[top - 1 : top + 2])
+        left, right = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
+        curvature = (right - left) / (x2 - x0)
+        best["rate"] = round(math.exp((x0 + x1) / 2 - left / (2 * curvature)), 5)
+    return best
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    options = tyro.cli(Options, description=__doc__)
+    if not options.data.is_dir():
+        raise UserError(f"there is no folder {options.data}: pass a posed capture with --data.")
+    results = run_benchmark(options)
+    rates = [f"{rate:g}" for rate in options.rates]
+    table = new_table(f"{results['data']}, D{options.depth}, PSNR [dB] by rate", "", *rates, "best rate")
+    for best in results["best"]:
+        key = best["width"], best["steps"]
+        psnr = [f"{run['psnr']:.2f}" for run in results["runs"] if (run["width"], run["steps"]) == key]
+        table.add_row(f"W{key[0]}, {key[1]} steps", *psnr, f"{best['rate']:.4f}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The benchmarks of the large student: equal seconds beside others, and learning rates by width and length."""
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+from bench import flagship, rates
+from builders import one_sentence
+
+from mobiler2l_ns.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def teacher(workspace, capture):
+    """config.yml of the capture's teacher."""
+    (path,) = (workspace / "outputs" / capture.name / "mobiler2l-teacher-small").glob("*/config.yml")
+    return path
+
+
+@pytest.fixture
+def run(capture, teacher, tmp_path, monkeypatch):
+    """Runs a benchmark on the capture and returns its figures."""
+
+    def start(script, **options) -> dict:
+        path = tmp_path / "figures.json"
+        words = [word for name, value in options.items() for word in (f"--{name}", *map(str, value))]
+        capture_options = ["--data", capture, "--teacher", teacher, "--image-size", "32", "32", "--json", path]
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, capture_options), *words])
+        script.main()
+        return json.loads(path.read_text())
+
+    return start
+
+
+@pytest.mark.slow
+def test_a_student_for_a_second(run, tmp_path):
+    options = {"methods": ["mobiler2l-small"], "seconds": [1], "probe-steps": [3], "pixels": [8192]}
+    results = run(flagship, **options)
+    found = results["students"]["mobiler2l-small"]
+    assert found["steps"] == found["curve"][-1]["step"] >= 3 and found["gmac"] > 0
+    assert found["psnr"] == pytest.approx(results["teacher"]["psnr"] - found["gap_to_teacher_db"], abs=2e-3)
+    assert found["sharpness"] > 0 and results["columns"] == ["photo", "teacher", "mobiler2l-small"]
+    for name in ("figures.png", "figures-views.png"):
+        assert (tmp_path / name).stat().st_size > 2000
+
+
+def test_sharpness_by_hand():
+    """A quarter of the contrast has a quarter of the differences of neighbours."""
+    ramp = torch.linspace(0, 1, 16).expand(16, 16)[..., None].expand(16, 16, 3)
+    assert flagship.sharpness(ramp, ramp) == pytest.approx(1)
+    assert flagship.sharpness(0.25 * ramp, ramp) == pytest.approx(0.25)
+
+
+def test_pixels_of_a_batch(capture, tmp_path):
+    options = flagship.Options(capture, tmp_path, (32, 32), pixels=20480)
+    patches = {
+        method: flagship.config_of(options, method, tmp_path).pipeline.datamanager.patches_per_batch
+        for method in ("mobiler2l", "mobiler2l-paper", "mobiler2l-small")
+    }
+    assert patches == {"mobiler2l": 3, "mobiler2l-paper": 20, "mobiler2l-small": 5}  # of 80x80, 32x32, 64x64 pixels
+
+
+@pytest.mark.slow
+def test_rates_by_width_and_length(run):
+    options = {"depth": [6], "widths": [8, 16], "lengths": [2], "rates": [0.01, 0.02], "pixels": [6400], "views": [2]}
+    results = run(rates, **options)
+    assert [(found["width"], found["rate"], found["steps"]) for found in results["runs"]] == [
+        (8, 0.01, 2), (8, 0.02, 2), (16, 0.01, 2), (16, 0.02, 2)
+    ]  # fmt: skip
+    assert len({found["psnr"] for found in results["runs"]}) == 4  # the rates had an effect
+    assert [best["width"] for best in results["best"]] == [8, 16]
+
+
+def test_the_best_rate_by_hand():
+    """PSNR of 25 - log(rate / 0.02)^2 has its top at 0.02, which no run used."""
+    runs = [{"rate": rate, "psnr": 25 - math.log(rate / 0.02) ** 2} for rate in (0.005, 0.014, 0.05)]
+    assert rates.best_rate(runs)["rate"] == pytest.approx(0.02, rel=1e-3)
+    assert rates.best_rate(runs[:2])["rate"] == 0.014  # an end of the rates
+
+
+@pytest.mark.parametrize("script", [flagship, rates], ids=["flagship", "rates"])
+def test_a_missing_capture_ends_in_a_sentence(script, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script.py", "--data", "nowhere", "--teacher", "config.yml"])
+    with pytest.raises(UserError) as caught:
+        script.main()
+    assert "no folder nowhere" in one_sentence(caught)
