@@ -19,12 +19,21 @@ from playwright.sync_api import sync_playwright
 
 from mobiler2l_ns.cameras import pinhole_cameras
 from mobiler2l_ns.geometry import look_at
+from mobiler2l_ns.teacher import fast_nerfacto
 from mobiler2l_ns.teacher.frozen import TeacherConfig
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "make_demo_scene.py"
 
 ANGLE = 2 * math.atan(0.36)  # the demo scene's field of view: focal is 16 / 0.36 = 44.44 for 32 pixels
 SPLITS = {"train": 8, "val": 2, "test": 2}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def coarse_density_grids():
+    """Teachers that tests load in their own process are ready at once, not after ten seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast_nerfacto, "GRID_RESOLUTION", 32)
+        yield
 
 
 @pytest.fixture(scope="session")
