@@ -110,7 +110,13 @@ def ball_capture(stub_teacher, tmp_path):
 @pytest.fixture(scope="session")
 def ball_run(capture, tmp_path_factory):
     """config.yml of a student that was trained on the analytic unit ball by nerfstudio's trainer."""
-    folder = tmp_path_factory.mktemp("ball")
+    folder = build_once(tmp_path_factory, "ball", lambda folder: train_on_the_ball(capture, folder))
+    (path,) = folder.glob("outputs/ball/mobiler2l-small/*/config.yml")
+    return path
+
+
+def train_on_the_ball(capture: Path, folder: Path) -> None:
+    """Trains a student of the analytic unit ball for 400 steps."""
     config = tiny_student(capture, folder)
     config.method_name, config.experiment_name, config.max_num_iterations = "mobiler2l-small", "ball", 400
     config.pipeline.model.export_when_done, config.pipeline.finetuning.steps = False, 0
@@ -127,7 +133,6 @@ def ball_run(capture, tmp_path_factory):
     # The installed commands read config.yml too, and cannot import a teacher of the tests.
     manager.teacher = TeacherConfig(load_config=manager.teacher.load_config)
     config.save_config()
-    return config.get_base_dir() / "config.yml"
 
 
 @pytest.fixture

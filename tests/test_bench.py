@@ -184,7 +184,7 @@ def test_peak_memory_is_in_bytes(monkeypatch, platform, peak):
 def test_each_benchmark_runs_as_a_file(tmp_path):
     """The quickest of them for real, from another folder; the others find their modules with the same lines."""
     scripts = [path for path in BENCH.glob("*.py") if "def main()" in path.read_text()]
-    assert len(scripts) == 16
+    assert len(scripts) == 17
     for script in scripts:
         assert 'if __name__ == "__main__":' in (text := script.read_text()) and FIND_MODULES in text, script.name
     command = [sys.executable, BENCH / "plugin_import.py", "--help"]

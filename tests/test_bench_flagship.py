@@ -1,4 +1,4 @@
-"""The benchmarks of the large student: equal seconds beside others, and learning rates by width and length."""
+"""The benchmarks of the large student: equal seconds beside others, learning rates, and the cost of a step."""
 
 import json
 import math
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from bench import flagship, rates
+from bench import cost, flagship, rates
 from builders import one_sentence
 
 from mobiler2l_ns.errors import UserError
@@ -80,7 +80,39 @@ def test_the_best_rate_by_hand():
     assert rates.best_rate(runs[:2])["rate"] == 0.014  # an end of the rates
 
 
-@pytest.mark.parametrize("script", [flagship, rates], ids=["flagship", "rates"])
+@pytest.mark.slow
+def test_the_cost_of_tiny_steps(run, monkeypatch):
+    tiny = [cost.Shape("mobiler2l", patches, 6, width) for patches, width in ((1, 8), (2, 16), (4, 8), (3, 16))]
+    monkeypatch.setattr(cost, "FITTED", tuple(tiny[:3]))
+    monkeypatch.setattr(cost, "CHECKED", tuple(tiny[3:]))
+    monkeypatch.setattr(cost, "apart", lambda function, *arguments: function(*arguments))
+    results = run(cost, steps=[4])
+    found = results["shapes"]["mobiler2l D6 W16, 3 patches"]
+    assert results["checked"] == ["mobiler2l D6 W16, 3 patches"] and results["teacher"]["rays_per_second"] > 0
+    assert found["megapixels"] == pytest.approx(3 * 80 * 80 / 1e6) and found["milliseconds"] > 0
+    smaller = results["shapes"]["mobiler2l D6 W16, 2 patches"]
+    for name in ("gmac", "saved_mb"):  # in proportion to the patches
+        assert found[name] == pytest.approx(1.5 * smaller[name], rel=0.1), name
+    assert found["optimizer_gmac"] == smaller["optimizer_gmac"] > 0
+
+
+def test_the_model_of_a_step_by_hand():
+    """Steps that follow the model exactly give it back."""
+    per = {"step": 20.0, "gmac": 10.0, "optimizer_gmac": 5.0, "megapixels": 300.0}
+    shapes = [
+        {"step": 1.0, "gmac": gmac, "optimizer_gmac": optimizer, "megapixels": pixels}
+        for gmac, optimizer, pixels in ((1, 2, 0.1), (10, 2, 0.5), (5, 15, 0.2), (20, 15, 0.1), (3, 1, 0.9))
+    ]
+    measured = [{**shape, "milliseconds": cost.predict(per, shape)} for shape in shapes]
+    assert cost.fit(measured) == pytest.approx(per, rel=1e-6)
+
+
+def test_the_work_of_muon_by_hand():
+    """A matrix of 4x6: five times two products of 4x4x6, and one of 4x4x4."""
+    assert cost.newton_schulz_macs(torch.nn.Parameter(torch.zeros(6, 4, 1, 1))) == 5 * (2 * 96 + 64)
+
+
+@pytest.mark.parametrize("script", [flagship, rates, cost], ids=["flagship", "rates", "cost"])
 def test_a_missing_capture_ends_in_a_sentence(script, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["script.py", "--data", "nowhere", "--teacher", "config.yml"])
     with pytest.raises(UserError) as caught:

@@ -4,6 +4,7 @@ The processes are forks of a server that has imported everything, so that each s
 """
 
 import resource
+import sys
 from pathlib import Path
 from typing import Any, Dict, Optional
 
@@ -113,6 +114,7 @@ def run(victim: str, folder: Path, capture: Path, phases: Any, largest_file: Opt
     A UserError is written to error.txt.
     """
     torch.set_num_threads(1)
+    sys.dont_write_bytecode = True  # Python takes a file that the limit cut off for a whole one
     announce(phases.send)
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))

@@ -1,0 +1,230 @@
+"""What a run costs: the time and the memory of a training step by its work, and the teacher's rays a second.
+
+    python scripts/bench/cost.py --data data/demo200 --teacher RUN/config.yml
+
+A linear model is fitted to the steps of several networks and batches, and checked on steps that it was not fitted to.
+Each step is measured in a process of its own, so that its memory is known.
+"""
+
+import multiprocessing
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+
+if __name__ == "__main__":  # modules are found in scripts/, not in scripts/bench/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+import tyro
+from torch import nn
+
+from bench import flagship
+from bench.common import console, default_device, new_table, peak_memory, with_machine, write_figures
+from bench.training import take_step, train
+from mobiler2l_ns.data.photos import load_photos
+from mobiler2l_ns.data.time_budget import synchronize
+from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.export.comparison import held_out_dataset
+from mobiler2l_ns.student.network import count_macs
+from mobiler2l_ns.teacher.frozen import FrozenTeacher
+from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig
+
+NEWTON_SCHULZ = 5  # iterations of Muon
+TERMS = "step", "gmac", "optimizer_gmac", "megapixels"
+
+
+@dataclass
+class Shape:
+    """A student whose step is measured."""
+
+    method: str
+    patches: int
+    depth: Optional[int] = None
+    """None, as for the width: the method's."""
+    width: Optional[int] = None
+
+    @property
+    def name(self) -> str:
+        """Method, network and patches."""
+        network = f" D{self.depth} W{self.width}" if self.depth else ""
+        return f"{self.method}{network}, {self.patches} patches"
+
+
+FITTED = (
+    Shape("mobiler2l", 2), Shape("mobiler2l", 6), Shape("mobiler2l", 12), Shape("mobiler2l", 4, 60, 128),
+    Shape("mobiler2l", 16, 60, 128), Shape("mobiler2l", 8, 24, 192), Shape("mobiler2l", 4, 24, 64),
+    Shape("mobiler2l-compact", 24), Shape("mobiler2l-small", 4), Shape("mobiler2l-small", 12),
+)  # fmt: skip
+CHECKED = Shape("mobiler2l-small", 22), Shape("mobiler2l-compact", 12), Shape("mobiler2l", 9, 40, 256)
+
+
+@dataclass
+class Options:
+    """Command line."""
+
+    data: Path
+    """A posed capture."""
+    teacher: Path
+    """config.yml of its teacher."""
+    image_size: Tuple[int, int] = (200, 200)
+    """Width and height of the students' view."""
+    steps: int = 16
+    """Steps of each measurement; the first quarter is left out."""
+    json: Path = Path("docs/benchmarks/cost.json")
+    """File for the figures."""
+
+
+def config_of(options: Options, shape: Shape, folder: Path) -> DistillationTrainerConfig:
+    """The student of a shape, with few teacher views and without fine-tuning."""
+    of_flagship = flagship.Options(options.data, options.teacher, options.image_size)
+    config = flagship.config_of(of_flagship, shape.method, folder)
+    network, datamanager = config.pipeline.model.network, config.pipeline.datamanager
+    if shape.depth is not None and shape.width is not None:
+        network.depth, network.width = shape.depth, shape.width
+    datamanager.patches_per_batch, datamanager.cache_dir = shape.patches, folder / "views"
+    datamanager.pool_views = datamanager.initial_views = 8
+    datamanager.teacher_share = datamanager.filling_share = 0.0
+    config.max_num_iterations, config.pipeline.finetuning.steps = options.steps, 0
+    return config
+
+
+def work_of(trainer: DistillationTrainer) -> Dict[str, float]:
+    """Work of a step: that of forward and backward passes, that of Muon, and the pixels of the batch."""
+    model, datamanager = trainer.pipeline.model, trainer.config.pipeline.datamanager
+    side = datamanager.patch_cells
+    macs = datamanager.patches_per_batch * sum(count_macs(part, side, side) for part in (model.network, model.embedder))
+    matrices = [p for group in trainer.optimizers.optimizers["matrices"].param_groups for p in group["params"]]
+    return {
+        "step": 1.0,
+        "gmac": 3e-9 * macs,  # the gradients of inputs and of weights take as much as the outputs
+        "optimizer_gmac": 1e-9 * sum(newton_schulz_macs(p) for p in matrices),
+        "megapixels": 1e-6 * datamanager.patches_per_batch * (side * model.upscale) ** 2,
+    }
+
+
+def newton_schulz_macs(weights: nn.Parameter) -> int:
+    """Multiply-accumulate operations of Muon for a matrix: each iteration has three products."""
+    sides = weights.shape[0], weights.numel() // weights.shape[0]
+    m, n = min(sides), max(sides)
+    return NEWTON_SCHULZ * (2 * m * m * n + m**3)
+
+
+def saved_megabytes(trainer: DistillationTrainer, step: int) -> float:
+    """What a step keeps for its backward pass, without the weights."""
+    weights = {p.untyped_storage().data_ptr() for p in trainer.pipeline.model.parameters()}
+    kept: Dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        take_step(trainer, step)
+    return sum(kept.values()) / 1e6
+
+
+def measure_shape(options: Options, shape: Shape, folder: Path) -> Dict[str, float]:
+    """Milliseconds, work and memory of a shape's step."""
+    config, before = config_of(options, shape, folder), peak_memory(default_device())
+    run, trainer = train(config, 0, lambda trainer: synchronize(trainer.pipeline.model.device) or 0.0, 4)
+    first, last = run.curve[0], run.curve[-1]
+    peak = peak_memory(default_device()) - before
+    parameters = sum(p.numel() for p in trainer.pipeline.model.parameters() if p.requires_grad)
+    return {
+        "milliseconds": round(1e3 * (last.seconds - first.seconds) / (last.step - first.step), 1),
+        **{name: round(value, 4) for name, value in work_of(trainer).items()},
+        "parameters": parameters,
+        "saved_mb": round(saved_megabytes(trainer, last.step), 1),
+        "peak_mb": round(peak / 1e6),
+        "pool_mb": round(run.pool_bytes / 1e6, 1),
+    }
+
+
+def apart(function, *arguments):
+    """What a function returns in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def fit(shapes: List[Dict[str, float]]) -> Dict[str, float]:
+    """Milliseconds for each unit of a term; the relative errors are least, and no term is negative."""
+    from scipy.optimize import nnls
+
+    times = np.array([shape["milliseconds"] for shape in shapes])
+    rows = np.array([[shape[term] for term in TERMS] for shape in shapes]) / times[:, None]
+    return dict(zip(TERMS, (float(value) for value in nnls(rows, np.ones(len(shapes)))[0])))
+
+
+def predict(coefficients: Dict[str, float], shape: Dict[str, float]) -> float:
+    """Milliseconds of a step by the model."""
+    return sum(coefficients[term] * shape[term] for term in TERMS)
+
+
+def measure_teacher(options: Options) -> Dict[str, float]:
+    """Seconds until the teacher is ready, and its rays a second at the students' size."""
+    start = time.perf_counter()
+    teacher = FrozenTeacher(options.teacher, default_device())
+    ready = time.perf_counter() - start
+    config = flagship.config_of(flagship.Options(options.data, options.teacher), "mobiler2l", Path())
+    width, height = options.image_size
+    cameras = load_photos(held_out_dataset(config), height, width, 1, default_device(), limit=4).cameras
+    teacher.render(cameras[:1])
+    synchronize(default_device())
+    start = time.perf_counter()
+    for index in range(1, len(cameras)):
+        teacher.render(cameras[index : index + 1])
+    synchronize(default_device())
+    rays = (len(cameras) - 1) * width * height
+    return {"ready_seconds": round(ready, 1), "rays_per_second": round(rays / (time.perf_counter() - start))}
+
+
+def run_benchmark(options: Options) -> Dict:
+    """Everything for the JSON file."""
+    with tempfile.TemporaryDirectory() as folder:
+        shapes = {shape.name: apart(measure_shape, options, shape, Path(folder)) for shape in (*FITTED, *CHECKED)}
+        taught = apart(measure_teacher, options)
+    coefficients = fit([shapes[shape.name] for shape in FITTED])
+    for found in shapes.values():
+        found["predicted_milliseconds"] = round(predict(coefficients, found), 1)
+        found["error"] = round(found["predicted_milliseconds"] / found["milliseconds"] - 1, 3)
+    return {
+        "data": options.data.resolve().name,
+        "milliseconds_for": {term: round(value, 3) for term, value in coefficients.items()},
+        "largest_error_fitted": max(abs(shapes[shape.name]["error"]) for shape in FITTED),
+        "largest_error_checked": max(abs(shapes[shape.name]["error"]) for shape in CHECKED),
+        "teacher": taught,
+        "shapes": {name: {**asdict(shape), **shapes[name]} for shape in (*FITTED, *CHECKED) for name in [shape.name]},
+        "checked": [shape.name for shape in CHECKED],
+    }
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    options = tyro.cli(Options, description=__doc__)
+    if not options.data.is_dir():
+        raise UserError(f"there is no folder {options.data}: pass a posed capture with --data.")
+    results = run_benchmark(options)
+    headings = "step", "GMAC", "Muon's GMAC", "Mpixels", "ms", "model [ms]", "kept [MB]", "peak [MB]"
+    table = new_table(f"{results['data']}, a training step", *headings)
+    for name, found in results["shapes"].items():
+        note = " (not fitted)" if name in results["checked"] else ""
+        work = (f"{found[term]:.2f}" for term in ("gmac", "optimizer_gmac", "megapixels"))
+        times = f"{found['milliseconds']:.0f}", f"{found['predicted_milliseconds']:.0f}"
+        table.add_row(f"{name}{note}", *work, *times, f"{found['saved_mb']:.0f}", f"{found['peak_mb']:.0f}")
+    per = results["milliseconds_for"]
+    table.caption = (
+        f"{per['step']:.1f} ms + {per['gmac']:.1f} ms a GMAC + {per['optimizer_gmac']:.1f} ms a GMAC of Muon + "
+        f"{per['megapixels']:.0f} ms a megapixel; the teacher: {results['teacher']['rays_per_second']} rays/s"
+    )
+    console.print(table)
+    write_figures(with_machine(results, default_device()), options.json)
+
+
+if __name__ == "__main__":
+    main()
