@@ -25,7 +25,7 @@ TINY = [
 ]  # fmt: skip
 
 
-def start(command: str, *arguments, cwd: Path, installed: bool = False, **environment):
+def start(command: str, *arguments, cwd: Path, installed: bool = False, network: bool = False, **environment):
     """Starts an installed command. Each attempt to reach a network fails and is noted in ``sockets.txt``.
 
     Args:
@@ -33,16 +33,20 @@ def start(command: str, *arguments, cwd: Path, installed: bool = False, **enviro
         arguments: What follows the name.
         cwd: The folder that it runs in.
         installed: Start its script in the environment, which imports nerfstudio for half a minute, not a fork.
+        network: Let it reach the network.
         environment: Variables to add.
     """
     environment = {"PYTHONWARNINGS": "ignore", "COLUMNS": "200", **environment}
-    environment["MOBILER2L_SOCKETS"] = str(Path(cwd) / "sockets.txt")
+    if not network:
+        environment["MOBILER2L_SOCKETS"] = str(Path(cwd) / "sockets.txt")
     words = [str(word) for word in arguments]
     if not installed:
         return ForkedCommand(command, words, cwd, environment)
-    search = os.pathsep.join(filter(None, (str(NO_NETWORK.parent), os.environ.get("PYTHONPATH"))))
+    if not network:
+        search = filter(None, (str(NO_NETWORK.parent), os.environ.get("PYTHONPATH")))
+        environment["PYTHONPATH"] = os.pathsep.join(search)
     return subprocess.Popen(
-        [str(BIN / command), *words], cwd=cwd, env={**os.environ, **environment, "PYTHONPATH": search}, text=True,
+        [str(BIN / command), *words], cwd=cwd, env={**os.environ, **environment}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 

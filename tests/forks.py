@@ -63,6 +63,14 @@ class ForkedCommand:
         """Sends a signal to the command."""
         os.kill(self.pid, number)
 
+    def kill(self) -> None:
+        """Ends the command by SIGKILL."""
+        self._process.kill()
+
+    def wait(self, timeout: float = 300) -> None:
+        """Waits for the command's end."""
+        self._process.join(timeout)
+
     def communicate(self, timeout: float = 300) -> Tuple[str, None]:
         """Waits for the command's end and returns what it printed since the last line that was read."""
         with self.stdout:

@@ -1,5 +1,7 @@
 """The CoreML package: inputs, outputs and number formats, and its results operation by operation."""
 
+import functools
+import shutil
 import sys
 
 import numpy as np
@@ -22,13 +24,24 @@ def ct():
     return pytest.importorskip("coremltools", reason=f"CoreML IS NOT TESTED: coremltools is missing ({INSTALL})")
 
 
+@pytest.fixture(scope="module")
+def package_of(ct, tmp_path_factory):
+    """A student of a kind and the package it was written to, once."""
+
+    @functools.cache
+    def write(kind):
+        model = make_student(**KINDS[kind])
+        folder = tmp_path_factory.mktemp(kind)
+        write_coreml_files(model, folder, "my scene")
+        return model, folder / "my-scene.mlpackage"
+
+    return write
+
+
 @pytest.fixture(scope="module", params=KINDS)
-def package(request, ct, tmp_path_factory):
-    """A student of each kind and the package it was written to."""
-    model = make_student(**KINDS[request.param])
-    folder = tmp_path_factory.mktemp(request.param)
-    write_coreml_files(model, folder, "my scene")
-    return model, folder / "my-scene.mlpackage"
+def package(request, package_of):
+    """Each kind of student and its package."""
+    return package_of(request.param)
 
 
 def test_the_package_is_as_meant(package):
@@ -98,39 +111,35 @@ def test_float16_codes_would_be_worse(ct, monkeypatch, tmp_path):
         check_coreml(tmp_path / "float16.mlpackage", model)
 
 
-def test_the_surface_is_predicted_in_float32(ct, monkeypatch, tmp_path):
+def test_the_surface_is_predicted_in_float32(package_of, monkeypatch, tmp_path):
     """The Embedder has eight convolutions, eight for a refinement, and a softmax. In float16 the package is refused."""
     from ml_program import load_program
 
     from mobiler2l_ns.export import coreml_files
 
-    model = make_student(surface_octaves=8, refinements=1)
-    write_coreml_files(model, tmp_path, "mixed")
     types = {"conv": [], "softmax": []}
-    for operation in load_program(tmp_path / "mixed.mlpackage").operations:
+    for operation in load_program(package_of("surface_unbounded")[1]).operations:
         if operation.op_type in types:
             types[operation.op_type].append(operation.outputs[0].dtype.__name__)
     assert types["softmax"] == ["fp32"] and types["conv"][:16] == ["fp32"] * 16
     assert set(types["conv"][16:]) == {"fp16"}
-    for name, selector in (
-        ("float16", lambda operation: True),
-        ("head16", lambda operation: operation.op_type == "conv" or is_network(operation)),
-    ):
-        monkeypatch.setattr(coreml_files, "is_network", selector)
-        write_coreml_files(model, tmp_path, name)
-        with pytest.raises(UserError, match=f"{name}.mlpackage has points or codes that are not float32"):
-            check_coreml(tmp_path / f"{name}.mlpackage", model)
+    # Its convolutions alone in float16: that is as wrong as all of it.
+    monkeypatch.setattr(coreml_files, "is_network", lambda found: found.op_type == "conv" or is_network(found))
+    model, _ = package_of("surface")
+    write_coreml_files(model, tmp_path, "head16")
+    with pytest.raises(UserError, match="head16.mlpackage has points or codes that are not float32"):
+        check_coreml(tmp_path / "head16.mlpackage", model)
 
 
-def test_wrong_packages_are_refused(ct, tmp_path):
-    model = make_student()
-    write_coreml_files(model, tmp_path, "x")
+def test_wrong_packages_are_refused(package_of, tmp_path):
+    model, written = package_of("gelu")
+    path = shutil.copytree(written, tmp_path / "x.mlpackage")
     with pytest.raises(UserError, match="x.mlpackage does not have the inputs and outputs"):
-        check_coreml(tmp_path / "x.mlpackage", make_student({**STUDENT_CAMERA, "height": 64}))
-    weights = tmp_path / "x.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
+        check_coreml(path, make_student({**STUDENT_CAMERA, "height": 64}))
+    weights = path / "Data/com.apple.CoreML/weights/weight.bin"
     weights.write_bytes(weights.read_bytes() * 3)
     with pytest.raises(UserError, match="bytes of weights"):
-        check_coreml(tmp_path / "x.mlpackage", model)
+        check_coreml(path, model)
 
 
 def test_float32_networks_are_refused(ct, monkeypatch, tmp_path):

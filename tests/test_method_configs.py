@@ -59,7 +59,7 @@ def installed_methods() -> dict:
 
 def two_steps(
     method: str, data: Path, outputs: Path, load_dir=None, load_checkpoint=None, student="rgb", model=None,
-    teacher=None, search_dir=Path("outputs"), **datamanager,
+    teacher=None, search_dir=Path("outputs"), export=False, **datamanager,
 ) -> Path:  # fmt: skip
     """Trains a method, ours or nerfstudio's, for two steps on a CPU and returns the run's config.yml."""
     from nerfstudio.configs.method_configs import all_methods
@@ -73,7 +73,7 @@ def two_steps(
     config.pipeline.datamanager.data = data
     config.pipeline.datamanager.dataparser = BlenderDataParserConfig()
     if method in STUDENTS:
-        config.pipeline.model.outputs = student
+        config.pipeline.model.outputs, config.pipeline.model.export_when_done = student, export
         config.pipeline.datamanager.teacher = TeacherConfig(load_config=teacher, search_dir=search_dir)
         datamanager = {"pool_views": 3, "initial_views": 2, "patches_per_batch": 8, **datamanager}
     else:
@@ -142,8 +142,7 @@ def test_a_student_of_any_teacher(method, capture, tmp_path, as_if_cuda, monkeyp
         (checkpoint,) = checkpoint_paths(teacher, read_config(teacher))
         torch.load(checkpoint, map_location="cpu", weights_only=True)
     config_path = two_steps(
-        "mobiler2l-small", capture, tmp_path, student="rgbad", model={"export_when_done": False},
-        search_dir=tmp_path, near_far=(2.0, 6.0),
+        "mobiler2l-small", capture, tmp_path, student="rgbad", search_dir=tmp_path, near_far=(2.0, 6.0),
     )  # fmt: skip
     config = read_config(config_path).pipeline.datamanager
     assert config.teacher.load_config == teacher.resolve() and isinstance(config.dataparser, BlenderDataParserConfig)
@@ -164,7 +163,7 @@ TRAINED = [*((method, "rgb") for method in STUDENTS if method != "mobiler2l-comp
 @pytest.mark.parametrize(("method", "student"), TRAINED)
 def test_student_trains_exports_and_reloads(method, student, capture, outputs, teacher_run):
     # The newest teacher run on the same data is found without being named.
-    config_path = two_steps(method, capture, outputs, student=student, search_dir=outputs)
+    config_path = two_steps(method, capture, outputs, student=student, search_dir=outputs, export=True)
     config = read_config(config_path)
     assert config.pipeline.datamanager.teacher.load_config.name == "config.yml"
     assert "teacher" in config.pipeline.datamanager.teacher.load_config.parent.name

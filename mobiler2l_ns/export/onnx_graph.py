@@ -48,7 +48,9 @@ def trace(
             module, inputs, cast(Any, buffer), input_names=list(input_names), output_names=output_names,
             opset_version=opset, do_constant_folding=True, dynamo=False, dynamic_axes=open_axes,
         )  # fmt: skip
-    return cast("onnx.ModelProto", onnxslim.slim(onnx.load_from_string(buffer.getvalue())))
+    # onnxslim's own inference of shapes is Python, and takes several times as long as all the rest.
+    graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(buffer.getvalue()))
+    return cast("onnx.ModelProto", onnxslim.slim(graph, no_shape_infer=True))
 
 
 def rename_operators(graph: "onnx.ModelProto", old: str, new: str) -> None:
