@@ -24,8 +24,20 @@ from mobiler2l_ns.teacher.frozen import TeacherConfig
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "make_demo_scene.py"
 
+# Files that take minutes come first, so that both test processes end at about the same time.
+LONGEST = (
+    "test_web", "test_coreml", "test_commands", "test_verification", "test_method_configs", "test_export",
+    "test_bench_pruning", "test_process_data", "test_output_folder", "test_surface", "test_notebook", "test_resume",
+)  # fmt: skip
+
 ANGLE = 2 * math.atan(0.36)  # the demo scene's field of view: focal is 16 / 0.36 = 44.44 for 32 pixels
 SPLITS = {"train": 8, "val": 2, "test": 2}
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, the others in their order."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture(scope="session", autouse=True)

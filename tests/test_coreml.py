@@ -38,9 +38,9 @@ def package_of(ct, tmp_path_factory):
     return write
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[kind for kind in KINDS if kind not in ("relu", "unbounded")])
 def package(request, package_of):
-    """Each kind of student and its package."""
+    """Each kind of student and its package; that of surface_unbounded has the activation relu."""
     return package_of(request.param)
 
 

@@ -127,7 +127,7 @@ def test_parameter_groups_are_all_parameters_once(outputs):
 
 def test_bf16_is_for_training_only():
     model, camera = make_model(), camera_at(4.0)
-    model.config.precision = "bf16"
+    model.renderer.precision = "bf16"
     seen = []
     model.network.head[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     rays = student_view(camera, model.focal, model.upscale).rays
