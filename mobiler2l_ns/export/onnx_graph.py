@@ -50,7 +50,8 @@ def trace(
         )  # fmt: skip
     # onnxslim's own inference of shapes is Python, and takes several times as long as all the rest.
     graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(buffer.getvalue()))
-    return cast("onnx.ModelProto", onnxslim.slim(graph, no_shape_infer=True))
+    off = cast(Any, True)  # its annotation asks for all options in one
+    return cast("onnx.ModelProto", onnxslim.slim(graph, no_shape_infer=off))
 
 
 def rename_operators(graph: "onnx.ModelProto", old: str, new: str) -> None:
