@@ -3,10 +3,11 @@
 import copy
 from typing import Callable, Tuple
 
-from bench.distillation import quality, student_pairs
+from bench.distillation import mean_of, student_pairs
 from bench.training import Run, steps_within, train
 from mobiler2l_ns.data.photos import PhotoSet
 from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig
+from mobiler2l_ns.training.metrics import psnr
 
 PUBLISHED_FILLING = 0.2  # share of the time for the views of the published recipes
 FEW_VIEWS = 4
@@ -39,7 +40,7 @@ def train_within(
     def score(trainer: DistillationTrainer) -> float:
         if not photos:
             photos.append(load_held_out(trainer.pipeline.model.size))
-        return quality(student_pairs(trainer.pipeline.model, photos[0]))["psnr"]
+        return mean_of(psnr, student_pairs(trainer.pipeline.model, photos[0]))
 
     datamanager = config.pipeline.datamanager
     if datamanager.teacher_share == datamanager.filling_share == 0:

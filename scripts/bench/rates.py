@@ -21,12 +21,13 @@ import tyro
 
 from bench import flagship
 from bench.common import console, default_device, new_table, with_machine, write_figures
-from bench.distillation import quality, student_pairs
+from bench.distillation import mean_of, student_pairs
 from bench.training import train
 from mobiler2l_ns.data.photos import load_photos
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.comparison import held_out_dataset
 from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig
+from mobiler2l_ns.training.metrics import psnr
 
 METHOD = "mobiler2l"
 
@@ -85,7 +86,7 @@ def run_benchmark(options: Options) -> Dict:
         if not photos:
             size = trainer.pipeline.model.size
             photos.append(load_photos(held_out_dataset(trainer.config), *size, 1, default_device()))
-        return quality(student_pairs(trainer.pipeline.model, photos[0]))["psnr"]
+        return mean_of(psnr, student_pairs(trainer.pipeline.model, photos[0]))
 
     results = {"data": options.data.resolve().name, "depth": options.depth, "best": [], "runs": found}
     with tempfile.TemporaryDirectory() as folder:
