@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import runpy
 import sys
+import threading
 from importlib.metadata import entry_points
 from multiprocessing import forkserver
 from pathlib import Path
@@ -46,8 +47,8 @@ class ForkedCommand:
         self._process = process(run_command, command, arguments, str(cwd), environment, sender)
         self._process.start()
         sender.close()
-        self._receiver = receiver  # closes its descriptor when it is deleted
         self.stdout = open(os.dup(receiver.fileno()), errors="replace")
+        receiver.close()
         self.pid = self._process.pid
 
     @property
@@ -67,15 +68,17 @@ class ForkedCommand:
         """Ends the command by SIGKILL."""
         self._process.kill()
 
-    def wait(self, timeout: float = 300) -> None:
-        """Waits for the command's end."""
-        self._process.join(timeout)
-
     def communicate(self, timeout: float = 300) -> Tuple[str, None]:
-        """Waits for the command's end and returns what it printed since the last line that was read."""
+        """Waits for the command's end and returns what it printed since the last line that was read.
+
+        After ``timeout`` seconds the command is killed, and its return code tells.
+        """
+        watch = threading.Timer(timeout, self.kill)
+        watch.start()
         with self.stdout:
             printed = self.stdout.read()
-        self._process.join(timeout)
+        self._process.join()
+        watch.cancel()
         return printed, None
 
 
