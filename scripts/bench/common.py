@@ -27,6 +27,12 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def check_capture(data: Path) -> None:
+    """Raises a UserError if the folder of a capture does not exist."""
+    if not data.is_dir():
+        raise UserError(f"there is no folder {data}: pass a posed capture with --data.")
+
+
 # -- the machine ------------------------------------------------------------------------------------------------------
 
 

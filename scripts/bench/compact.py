@@ -6,6 +6,7 @@ Work, size and time are those of pipeline.onnx in fp32, from 100x100 rays to 800
 For quality both methods are trained for as many seconds, at a size that a CPU bears.
 """
 
+import functools
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
@@ -19,8 +20,8 @@ import tyro
 
 from bench.common import (
     CPU,
+    check_capture,
     console,
-    default_device,
     median_milliseconds,
     new_table,
     plot_curves,
@@ -29,14 +30,11 @@ from bench.common import (
 )
 from bench.distillation import Options as CaptureOptions
 from bench.distillation import capture_config, quality, student_pairs
-from bench.equal_time import train_within
+from bench.equal_time import held_out_photos, train_within
 from bench.published_files import pipeline_call
 from bench.surface_cost import Shape, student
 from bench.training import Run
 from mobiler2l_ns import method_configs
-from mobiler2l_ns.data.photos import PhotoSet, load_photos
-from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.export.comparison import held_out_dataset
 from mobiler2l_ns.export.onnx_files import trace_pipeline
 from mobiler2l_ns.pruning.report import measure
 from mobiler2l_ns.student.network import NetworkConfig
@@ -101,10 +99,7 @@ def measure_shapes(options: Options) -> Dict[str, Dict]:
 def train_for(options: Options, method: str, outputs: Path) -> Tuple[Run, Dict[str, float]]:
     """Trains a method for about ``seconds``."""
     config = config_of(options, method, outputs)
-
-    def held_out(size: Tuple[int, int]) -> PhotoSet:
-        return load_photos(held_out_dataset(config), *size, config.pipeline.model.network.upscale, default_device())
-
+    held_out = functools.partial(held_out_photos, config)
     run, trainer, photos = train_within(config, options.seconds, PROBE_STEPS, held_out, 12, options.seed)
     return run, {**quality(student_pairs(trainer.pipeline.model, photos)), "seconds": run.seconds}
 
@@ -139,8 +134,7 @@ def run_benchmark(options: Options) -> Dict:
 def main() -> None:
     """Measures, prints and writes."""
     options = tyro.cli(Options, description=__doc__)
-    if not options.data.is_dir():
-        raise UserError(f"there is no folder {options.data}: pass a posed capture with --data.")
+    check_capture(options.data)
     results = run_benchmark(options)
     table = new_table("100x100 rays to 800x800 pixels", "shape", "GMAC", "MB in fp16", "ms", "ratio")
     for name, found in results["shapes"].items():

@@ -23,11 +23,11 @@ import tyro
 from torch import nn
 
 from bench import flagship
-from bench.common import console, default_device, new_table, peak_memory, with_machine, write_figures
+from bench.common import check_capture, console, default_device, new_table, peak_memory, with_machine, write_figures
+from bench.equal_time import keep_views
 from bench.training import take_step, train
 from mobiler2l_ns.data.photos import load_photos
 from mobiler2l_ns.data.time_budget import synchronize
-from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.comparison import held_out_dataset
 from mobiler2l_ns.student.network import count_macs
 from mobiler2l_ns.teacher.frozen import FrozenTeacher
@@ -82,13 +82,11 @@ def config_of(options: Options, shape: Shape, folder: Path) -> DistillationTrain
     """The student of a shape, with few teacher views and without fine-tuning."""
     of_flagship = flagship.Options(options.data, options.teacher, options.image_size)
     config = flagship.config_of(of_flagship, shape.method, folder)
-    network, datamanager = config.pipeline.model.network, config.pipeline.datamanager
+    network = config.pipeline.model.network
     if shape.depth is not None and shape.width is not None:
         network.depth, network.width = shape.depth, shape.width
-    datamanager.patches_per_batch, datamanager.cache_dir = shape.patches, folder / "views"
-    datamanager.pool_views = datamanager.initial_views = 8
-    datamanager.teacher_share = datamanager.filling_share = 0.0
-    config.max_num_iterations, config.pipeline.finetuning.steps = options.steps, 0
+    config.pipeline.datamanager.patches_per_batch = shape.patches
+    keep_views(config, 8, folder / "views", options.steps)
     return config
 
 
@@ -207,8 +205,7 @@ def run_benchmark(options: Options) -> Dict:
 def main() -> None:
     """Measures, prints and writes."""
     options = tyro.cli(Options, description=__doc__)
-    if not options.data.is_dir():
-        raise UserError(f"there is no folder {options.data}: pass a posed capture with --data.")
+    check_capture(options.data)
     results = run_benchmark(options)
     headings = "step", "GMAC", "Muon's GMAC", "Mpixels", "ms", "model [ms]", "kept [MB]", "peak [MB]"
     table = new_table(f"{results['data']}, a training step", *headings)

@@ -23,12 +23,20 @@ import tyro
 from rich.table import Table
 from torch import Tensor
 
-from bench.common import console, default_device, mean, new_table, plot_curves, with_machine, write_figures
+from bench.common import (
+    check_capture,
+    console,
+    default_device,
+    mean,
+    new_table,
+    plot_curves,
+    with_machine,
+    write_figures,
+)
 from bench.forward_facing import compare_forward_facing, forward_facing_table
 from bench.recipes import SETTINGS, compare_recipes, recipe_table
 from bench.training import Run, capture_parser, method_config, train
 from mobiler2l_ns.data.photos import PhotoSet, load_photos
-from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.comparison import held_out_dataset
 from mobiler2l_ns.trainer import DistillationTrainer
 from mobiler2l_ns.training.metrics import psnr, ssim
@@ -176,8 +184,7 @@ def main() -> None:
         results = compare_recipes(SETTINGS[options.setting], options.seeds, options.paper_steps)
         console.print(recipe_table(results))
     else:
-        if not options.data.is_dir():
-            raise UserError(f"there is no folder {options.data}: pass a posed capture with --data.")
+        check_capture(options.data)
         name = options.name or f"distillation-{options.data.resolve().name}"
         results = measure_capture(options)
         console.print(capture_table(results))

@@ -1,16 +1,24 @@
 """Students that are trained for equal seconds: each method runs for as many steps as fit into them."""
 
 import copy
+from pathlib import Path
 from typing import Callable, Tuple
 
+from bench.common import default_device
 from bench.distillation import mean_of, student_pairs
 from bench.training import Run, steps_within, train
-from mobiler2l_ns.data.photos import PhotoSet
+from mobiler2l_ns.data.photos import PhotoSet, load_photos
+from mobiler2l_ns.export.comparison import held_out_dataset
 from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig
 from mobiler2l_ns.training.metrics import psnr
 
 PUBLISHED_FILLING = 0.2  # share of the time for the views of the published recipes
 FEW_VIEWS = 4
+
+
+def held_out_photos(config: DistillationTrainerConfig, size: Tuple[int, int]) -> PhotoSet:
+    """The held-out photos of a student's capture at a size (H, W)."""
+    return load_photos(held_out_dataset(config), *size, 1, default_device())
 
 
 def train_within(
@@ -58,10 +66,19 @@ def limit_views(config: DistillationTrainerConfig, seconds: float) -> None:
     set_views(probe, FEW_VIEWS)
     probe.max_num_iterations, probe.pipeline.finetuning.steps = 1, 0
     run, _ = train(probe, 0, lambda trainer: 0.0, 1)
-    set_views(config, min(config.pipeline.datamanager.pool_views, int(seconds * FEW_VIEWS / run.teacher_seconds)))
+    views = int(seconds * FEW_VIEWS / run.teacher_seconds)
+    set_views(config, max(FEW_VIEWS, min(config.pipeline.datamanager.pool_views, views)))
 
 
 def set_views(config: DistillationTrainerConfig, views: int) -> None:
     """Lets a student render a number of views before its first step."""
     datamanager = config.pipeline.datamanager
-    datamanager.pool_views = datamanager.initial_views = max(FEW_VIEWS, views)
+    datamanager.pool_views = datamanager.initial_views = views
+
+
+def keep_views(config: DistillationTrainerConfig, views: int, cache: Path, steps: int) -> None:
+    """Sets up a run of some steps without fine-tuning whose views are rendered before its first step, or cached."""
+    set_views(config, views)
+    datamanager = config.pipeline.datamanager
+    datamanager.cache_dir, datamanager.teacher_share, datamanager.filling_share = cache, 0.0, 0.0
+    config.max_num_iterations, config.pipeline.finetuning.steps = steps, 0

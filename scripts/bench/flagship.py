@@ -6,6 +6,7 @@ All students have the same teacher and about as many pixels in a batch. The figu
 written after each student, so that the end of the time loses nothing.
 """
 
+import functools
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -19,13 +20,19 @@ import torch
 import tyro
 from torch import Tensor
 
-from bench.common import console, default_device, mean, new_table, plot_curves, with_machine, write_figures
+from bench.common import (
+    check_capture,
+    console,
+    default_device,
+    mean,
+    new_table,
+    plot_curves,
+    with_machine,
+    write_figures,
+)
 from bench.distillation import Options as CaptureOptions
 from bench.distillation import capture_config, largest_fall, pairs, quality, student_pairs
-from bench.equal_time import train_within
-from mobiler2l_ns.data.photos import PhotoSet, load_photos
-from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.export.comparison import held_out_dataset
+from bench.equal_time import held_out_photos, train_within
 from mobiler2l_ns.pruning.report import measure
 from mobiler2l_ns.trainer import DistillationTrainerConfig
 
@@ -82,44 +89,35 @@ def sharpness(image: Tensor, photo: Tensor) -> float:
     return variation(image) / variation(photo)
 
 
-def measure_method(options: Options, method: str, outputs: Path) -> Tuple[Dict, PhotoSet, List[Tensor], List[Tensor]]:
-    """Trains a student and returns its figures, the photos, its first views and the teacher's views."""
+def describe_views(views: List[Tuple[Tensor, Tensor]]) -> Dict[str, float]:
+    """PSNR, SSIM and sharpness of pairs of a view and its photo."""
+    return {**quality(views), "sharpness": mean(sharpness(*pair) for pair in views)}
+
+
+def measure_method(options: Options, method: str, outputs: Path) -> Tuple[Dict, Dict, List[Tensor]]:
+    """Trains a student and returns its figures, those of its teacher, and a picture of photo, teacher, student."""
     config = config_of(options, method, outputs)
-
-    def held_out(size: Tuple[int, int]) -> PhotoSet:
-        return load_photos(held_out_dataset(config), *size, 1, default_device())
-
+    held_out = functools.partial(held_out_photos, config)
     run, trainer, photos = train_within(config, options.seconds, options.probe_steps, held_out, 12, options.seed)
     model, steps = trainer.pipeline.model, config.max_num_iterations
     first = steps - config.pipeline.finetuning.steps_of(steps)
-    found, taught = (
-        list(images)
-        for images in (student_pairs(model, photos), pairs(trainer.pipeline.datamanager.teacher.render, photos))
-    )
+    found, taught = list(student_pairs(model, photos)), list(pairs(trainer.pipeline.datamanager.teacher.render, photos))
+    student, teacher = describe_views(found), describe_views(taught)
     figures = {
         "steps": run.curve[-1].step, "seconds": run.seconds, "teacher_seconds": run.teacher_seconds,
-        "views": run.curve[-1].views, "gmac": measure(model).gmac, "parameters": run.parameters,
-        **quality(found), "sharpness": mean(sharpness(*pair) for pair in found),
-        "gap_to_teacher_db": round(quality(taught)["psnr"] - quality(found)["psnr"], 3),
+        "views": run.curve[-1].views, "gmac": measure(model).gmac, "parameters": run.parameters, **student,
+        "gap_to_teacher_db": round(teacher["psnr"] - student["psnr"], 3),
         "before_fine_tuning": next((point.psnr for point in run.curve if point.step == first), None),
         "largest_fall_in_last_third_db": largest_fall(run), "curve": [asdict(point) for point in run.curve],
     }  # fmt: skip
-    return figures, photos, [view for view, _ in found], [view for view, _ in taught]
-
-
-def draw(photos: PhotoSet, columns: List[List[Tensor]], path: Path) -> None:
-    """Writes held-out photos, a row each, and beside them the columns' views."""
-    from torchvision.utils import save_image
-
-    rows = [
-        torch.cat([photo.cpu(), *(column[row] for column in columns)], dim=1)
-        for row, (_, photo) in zip(range(ROWS), photos)
-    ]
-    save_image(torch.cat(rows).permute(2, 0, 1), path)
+    columns = zip(*[(photo, view, shown) for (shown, photo), (view, _) in zip(found[:ROWS], taught)])
+    return figures, teacher, [torch.cat(column) for column in columns]
 
 
 def run_benchmark(options: Options, path: Path) -> Dict:
     """Everything for the JSON file, which is written after each method."""
+    from torchvision.utils import save_image
+
     results = {
         "data": options.data.resolve().name,
         "resolution": f"{options.image_size[0]}x{options.image_size[1]}",
@@ -128,27 +126,24 @@ def run_benchmark(options: Options, path: Path) -> Dict:
         "teacher": {},
         "students": {},
     }
-    columns = []
+    columns: List[Tensor] = []
     for method in options.methods:
         with tempfile.TemporaryDirectory() as folder:
-            figures, photos, views, taught = measure_method(options, method, Path(folder))
+            figures, results["teacher"], pictures = measure_method(options, method, Path(folder))
         results["students"][method] = figures
-        shown = list(zip(taught, (photo.cpu() for _, photo in photos)))
-        results["teacher"] = {**quality(shown), "sharpness": mean(sharpness(*pair) for pair in shown)}
         results["columns"].append(method)
-        columns = [*(columns or [taught]), views]
+        columns = [*(columns or pictures[:2]), pictures[2]]
         write_figures(with_machine(results, default_device()), path)
         runs = [{"recipe": name, "curve": student["curve"]} for name, student in results["students"].items()]
         plot_curves(runs, AXES, "psnr", f"held-out PSNR [dB] at {results['resolution']}", path.with_suffix(".png"))
-        draw(photos, columns, path.with_name(f"{path.stem}-views.png"))
+        save_image(torch.cat(columns, dim=1).permute(2, 0, 1), path.with_name(f"{path.stem}-views.png"))
     return results
 
 
 def main() -> None:
     """Measures, prints and writes."""
     options = tyro.cli(Options, description=__doc__)
-    if not options.data.is_dir():
-        raise UserError(f"there is no folder {options.data}: pass a posed capture with --data.")
+    check_capture(options.data)
     path = options.json or Path("docs/benchmarks") / f"flagship-{options.data.resolve().name}.json"
     results = run_benchmark(options, path)
     title = f"{results['data']}, {results['resolution']}, {results['pixels_a_step']} pixels a step"

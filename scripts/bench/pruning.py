@@ -18,14 +18,13 @@ if __name__ == "__main__":  # modules are found in scripts/, not in scripts/benc
 
 import tyro
 
-from bench.common import CPU, console, median_milliseconds, new_table, with_machine, write_figures
+from bench.common import CPU, check_capture, console, median_milliseconds, new_table, with_machine, write_figures
 from bench.distillation import Options as CaptureOptions
 from bench.distillation import capture_config, quality, student_pairs
 from bench.published_files import pipeline_call
 from bench.runs import trained
 from mobiler2l_ns import method_configs
 from mobiler2l_ns.data.photos import load_photos
-from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.command import TrainedStudent, load_student
 from mobiler2l_ns.export.comparison import held_out_dataset
 from mobiler2l_ns.export.onnx_files import trace_pipeline
@@ -212,8 +211,7 @@ def plot(results: Dict, path: Path) -> None:
 def main() -> None:
     """Measures, prints and writes."""
     options = tyro.cli(Options, description=__doc__)
-    if not options.data.is_dir():
-        raise UserError(f"there is no folder {options.data}: pass a posed capture with --data.")
+    check_capture(options.data)
     results = run_benchmark(options)
     table = new_table(results["data"], "student", "steps", "GMAC", "parameters", "MB", "ms", "PSNR [dB]", "SSIM")
     for name, found in results["students"].items():

@@ -20,12 +20,10 @@ if __name__ == "__main__":  # modules are found in scripts/, not in scripts/benc
 import tyro
 
 from bench import flagship
-from bench.common import console, default_device, new_table, with_machine, write_figures
+from bench.common import check_capture, console, default_device, new_table, with_machine, write_figures
 from bench.distillation import mean_of, student_pairs
+from bench.equal_time import held_out_photos, keep_views
 from bench.training import train
-from mobiler2l_ns.data.photos import load_photos
-from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.export.comparison import held_out_dataset
 from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig
 from mobiler2l_ns.training.metrics import psnr
 
@@ -64,12 +62,9 @@ def config_of(options: Options, width: int, steps: int, rate: float, folder: Pat
     """The student of one run."""
     of_flagship = flagship.Options(options.data, options.teacher, options.image_size, pixels=options.pixels)
     config = flagship.config_of(of_flagship, METHOD, folder)
-    network, datamanager = config.pipeline.model.network, config.pipeline.datamanager
+    network = config.pipeline.model.network
     network.depth, network.width = options.depth, width
-    datamanager.cache_dir = folder / "views"
-    datamanager.pool_views = datamanager.initial_views = options.views
-    datamanager.teacher_share = datamanager.filling_share = 0.0
-    config.max_num_iterations, config.pipeline.finetuning.steps = steps, 0
+    keep_views(config, options.views, folder / "views", steps)
     for group, lr in (("matrices", rate), ("others", rate / 10)):
         config.optimizers[group] = copy.deepcopy(config.optimizers[group])
         config.optimizers[group]["optimizer"].lr = lr
@@ -84,8 +79,7 @@ def run_benchmark(options: Options) -> Dict:
 
     def score(trainer: DistillationTrainer) -> float:
         if not photos:
-            size = trainer.pipeline.model.size
-            photos.append(load_photos(held_out_dataset(trainer.config), *size, 1, default_device()))
+            photos.append(held_out_photos(trainer.config, trainer.pipeline.model.size))
         return mean_of(psnr, student_pairs(trainer.pipeline.model, photos[0]))
 
     results = {"data": options.data.resolve().name, "depth": options.depth, "best": [], "runs": found}
@@ -120,8 +114,7 @@ def best_rate(runs: List[Dict]) -> Dict[str, float]:
 def main() -> None:
     """Measures, prints and writes."""
     options = tyro.cli(Options, description=__doc__)
-    if not options.data.is_dir():
-        raise UserError(f"there is no folder {options.data}: pass a posed capture with --data.")
+    check_capture(options.data)
     results = run_benchmark(options)
     rates = [f"{rate:g}" for rate in options.rates]
     table = new_table(f"{results['data']}, D{options.depth}, PSNR [dB] by rate", "", *rates, "best rate")
