@@ -86,7 +86,7 @@ def config_of(options: Options, shape: Shape, folder: Path) -> DistillationTrain
     if shape.depth is not None and shape.width is not None:
         network.depth, network.width = shape.depth, shape.width
     config.pipeline.datamanager.patches_per_batch = shape.patches
-    keep_views(config, 8, folder / "views", options.steps)
+    keep_views(config, 8, folder / shape.method, options.steps)  # methods have tiles of their own
     return config
 
 
