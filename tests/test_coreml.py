@@ -38,9 +38,12 @@ def package_of(ct, tmp_path_factory):
     return write
 
 
-@pytest.fixture(scope="module", params=[kind for kind in KINDS if kind not in ("relu", "unbounded")])
+@pytest.fixture(scope="module", params=[kind for kind in KINDS if kind not in ("relu", "unbounded", "surface")])
 def package(request, package_of):
-    """Each kind of student and its package; that of surface_unbounded has the activation relu."""
+    """The kinds of students and their packages.
+
+    The pruned one predicts a surface, too, and surface_unbounded has the activation relu.
+    """
     return package_of(request.param)
 
 
@@ -75,11 +78,10 @@ def test_its_numbers_are_the_students(package):
         assert difference.max() < max(0.02, 2 * float((rounded - truth).abs().max())) and difference.mean() < 1e-3
 
 
-@pytest.mark.parametrize("outputs", ["rgba", "rgbad"])
-def test_alpha_and_depth(outputs, ct, tmp_path):
+def test_alpha_and_depth(ct, tmp_path):
     from ml_program import load_program, run
 
-    model = make_student(outputs=outputs)
+    model, outputs = make_student(outputs="rgbad"), "rgbad"
     write_coreml_files(model, tmp_path, "deep", outputs)
     check_coreml(tmp_path / "deep.mlpackage", model, outputs)
     pose = viewing_range(model).sample(1)
@@ -125,7 +127,7 @@ def test_the_surface_is_predicted_in_float32(package_of, monkeypatch, tmp_path):
     assert set(types["conv"][16:]) == {"fp16"}
     # Its convolutions alone in float16: that is as wrong as all of it.
     monkeypatch.setattr(coreml_files, "is_network", lambda found: found.op_type == "conv" or is_network(found))
-    model, _ = package_of("surface")
+    model = make_student(**KINDS["surface"])
     write_coreml_files(model, tmp_path, "head16")
     with pytest.raises(UserError, match="head16.mlpackage has points or codes that are not float32"):
         check_coreml(tmp_path / "head16.mlpackage", model)
@@ -152,7 +154,7 @@ def test_float32_networks_are_refused(ct, monkeypatch, tmp_path):
 
 
 def test_half_the_size_of_float32(ct, tmp_path):
-    model = make_student(width=256)
+    model = make_student(width=256, depth=4)
     write_coreml_files(model, tmp_path, "x")
     size = (tmp_path / "x.mlpackage/Data/com.apple.CoreML/weights/weight.bin").stat().st_size
     assert size / sum(4 * p.numel() for p in model.network.parameters()) == pytest.approx(0.5, abs=0.05)

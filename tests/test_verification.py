@@ -52,18 +52,9 @@ def test_every_file_agrees_with_torch(exported):
             assert entry.size_bytes == path.stat().st_size and entry.latency_ms > 0
 
 
-@pytest.mark.parametrize(
-    ("method", "activation"),
-    [
-        ("mobiler2l", "gelu"),
-        ("mobiler2l", "relu"),
-        ("mobiler2l_small", "gelu"),
-        ("mobiler2l_paper", "gelu"),
-        ("r2l", "relu"),
-    ],
-)
-def test_every_preset(method, activation, tmp_path):
-    """The presets' own networks, and the large one with the other activation, on two by three rays."""
+@pytest.mark.parametrize(("method", "activation"), [("mobiler2l", "relu"), ("mobiler2l_compact", "gelu")])
+def test_presets_that_no_other_test_exports(method, activation, tmp_path):
+    """On two by three rays. tests/test_method_configs.py trains and exports the others."""
     config = copy.deepcopy(getattr(method_configs, method).config.pipeline.model)
     config.network.activation = activation
     s = config.network.upscale

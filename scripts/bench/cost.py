@@ -130,15 +130,21 @@ def saved_megabytes(trainer: DistillationTrainer, step: int) -> float:
 def measure_shape(options: Options, shape: Shape, folder: Path) -> Dict[str, float]:
     """Milliseconds, work and memory of a shape's step."""
     config, before = config_of(options, shape, folder), peak_memory(default_device())
-    run, trainer = train(config, 0, lambda trainer: synchronize(trainer.pipeline.model.device) or 0.0, 4)
-    first, last = run.curve[0], run.curve[-1]
+    ends: List[float] = []
+
+    def note_time(trainer: DistillationTrainer) -> float:
+        synchronize(trainer.pipeline.model.device)
+        ends.append(time.perf_counter())
+        return 0.0
+
+    run, trainer = train(config, 0, note_time, options.steps)
     peak = peak_memory(default_device()) - before
     parameters = sum(p.numel() for p in trainer.pipeline.model.parameters() if p.requires_grad)
     return {
-        "milliseconds": round(1e3 * (last.seconds - first.seconds) / (last.step - first.step), 1),
+        "milliseconds": round(1e3 * float(np.median(np.diff(ends[options.steps // 4 :]))), 1),
         **{name: round(value, 4) for name, value in work_of(trainer).items()},
         "parameters": parameters,
-        "saved_mb": round(saved_megabytes(trainer, last.step), 1),
+        "saved_mb": round(saved_megabytes(trainer, options.steps), 1),
         "peak_mb": round(peak / 1e6),
         "pool_mb": round(run.pool_bytes / 1e6, 1),
     }
