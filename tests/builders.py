@@ -40,12 +40,17 @@ KINDS = {
     "gelu": {},
     "relu": {"activation": "relu"},
     "batch_norm": {"batch_norm": True},
-    "x12": {"sr_strides": (2, 2, 3)},
     "unbounded": {"camera": UNBOUNDED, "sr_strides": (2, 2, 3)},
     "r2l": {"depth": 14, "sr_strides": (), "sr_widths": (), "activation": "relu"},
     "surface": {"surface_octaves": 8},
     "pruned": {"surface_octaves": 8, "inner_widths": (7, 0), "sr_inner_widths": (8, 0, 5, 8, 0, 0)},
-    "surface_unbounded": {"camera": UNBOUNDED, "surface_octaves": 9, "refinements": 1, "activation": "relu"},
+    "surface_unbounded": {
+        "camera": UNBOUNDED,
+        "sr_strides": (2, 2, 3),
+        "surface_octaves": 9,
+        "refinements": 1,
+        "activation": "relu",
+    },
 }
 
 UP = torch.tensor([0.0, 0.0, 1.0])

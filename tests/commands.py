@@ -96,7 +96,7 @@ def student(tmp_path_factory, workspace, capture):
 
 
 def kill_and_resume(workspace: Path, capture: Path) -> None:
-    """Kills a training after its first checkpoint, and goes on with it for 300 steps."""
+    """Kills a training after its first checkpoint, and goes on with it for 120 steps."""
     process = start(
         "ns-train", "mobiler2l-small", *TINY, "--data", capture, "--steps-per-save", "3",
         "--max-num-iterations", "100000", "--timestamp", "killed", cwd=workspace, installed=True,
@@ -113,10 +113,10 @@ def kill_and_resume(workspace: Path, capture: Path) -> None:
     killed_at = int(checkpoint.stem.removeprefix("step-"))
     run(
         "ns-train", "mobiler2l-small", *TINY, "--data", capture, "--load-dir", folder,
-        "--max-num-iterations", "300", "--timestamp", "resumed", cwd=workspace,
+        "--max-num-iterations", "120", "--timestamp", "resumed", cwd=workspace,
     )  # fmt: skip
     (checkpoint,) = folder.parent.with_name("resumed").glob("nerfstudio_models/*")
-    assert int(checkpoint.stem.removeprefix("step-")) == killed_at + 300
+    assert int(checkpoint.stem.removeprefix("step-")) == killed_at + 120
 
 
 def parser_of(command: str):

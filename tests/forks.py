@@ -12,6 +12,8 @@ from typing import Dict, List, Tuple
 
 import pytest
 
+from mobiler2l_ns.teacher import fast_nerfacto
+
 NO_NETWORK = Path(__file__).with_name("no_network") / "sitecustomize.py"
 PRELOAD = (
     "onnx", "onnxruntime", "onnxslim", "matplotlib.pyplot", "torch.utils.tensorboard", "nerfstudio.scripts.train",
@@ -91,6 +93,7 @@ def run_command(command: str, arguments: List[str], cwd: str, environment: Dict[
     output.close()
     if "MOBILER2L_SOCKETS" in environment:
         runpy.run_path(str(NO_NETWORK))
+    fast_nerfacto.GRID_RESOLUTION = 32  # a teacher is ready at once, as in the tests' own process
     sys.argv = [command, *arguments]
     (script,) = entry_points(group="console_scripts", name=command)
     sys.exit(script.load()())

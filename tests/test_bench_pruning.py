@@ -1,5 +1,6 @@
 """The benchmarks of pruning and of the compact network, with a tiny capture and a real teacher."""
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -26,6 +27,8 @@ def test_pruned_students_beside_others(capture, teacher, tmp_path, monkeypatch):
     }  # fmt: skip
     command = ["pruning.py", *(str(word) for name, value in options.items() for word in (f"--{name}", value))]
     monkeypatch.setattr(sys, "argv", command)
+    few_batches = functools.partial(pruning.PruneMobileR2L, scoring_batches=2)
+    monkeypatch.setattr(pruning, "PruneMobileR2L", few_batches)
     pruning.main()
     results = json.loads(path.read_text())
     students = results["students"]

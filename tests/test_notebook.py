@@ -39,6 +39,7 @@ def test_it_runs(notebook, tmp_path):
     for name in sizes:
         assert f"\n{name} = " in f"\n{notebook.cells[index].source}"
     tiny = "\n".join(f"{name} = {value!r}" for name, value in sizes.items())
+    tiny += "\nfrom mobiler2l_ns.teacher import fast_nerfacto; fast_nerfacto.GRID_RESOLUTION = 32"
     notebook.cells.insert(index + 1, nbformat.v4.new_code_cell(tiny))
     checks = "assert len(views) == 5 and all(view.shape == (32, 32, 3) for view in views)\nassert report['psnr']"
     notebook.cells.append(nbformat.v4.new_code_cell(checks))

@@ -70,7 +70,7 @@ def test_failure_leaves_nothing_behind(config_path, tmp_path, monkeypatch, error
         corrupt(folder / "lego_SnapGELU.onnx")
 
     write_snap_files = export.write_snap_files
-    export_run(config_path, tmp_path / "kept")
+    export_run(config_path, tmp_path / "kept", targets=("snap",))
     before = contents(tmp_path / "kept")
     monkeypatch.setattr(export, "write_snap_files", fail)
     expected, match = {
@@ -80,7 +80,7 @@ def test_failure_leaves_nothing_behind(config_path, tmp_path, monkeypatch, error
     }[type(error)]
     for target in (tmp_path / "kept", tmp_path / "new" / "deep"):
         with pytest.raises(expected, match=match):
-            export_run(config_path, target, overwrite=True)
+            export_run(config_path, target, targets=("snap",), overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["kept", "run"]
     assert contents(tmp_path / "kept") == before
 
@@ -91,11 +91,11 @@ def test_a_failed_renaming_restores_the_previous_export(config_path, tmp_path, m
             raise OSError(errno.EXDEV, "Invalid cross-device link")
         return real(path, target)
 
-    export_run(config_path, tmp_path / "kept")
+    export_run(config_path, tmp_path / "kept", targets=("snap",))
     before, real = contents(tmp_path / "kept"), Path.rename
     monkeypatch.setattr(Path, "rename", rename)
     with pytest.raises(UserError, match="kept cannot be written .*cross-device"):
-        export_run(config_path, tmp_path / "kept", overwrite=True)
+        export_run(config_path, tmp_path / "kept", targets=("snap",), overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["kept", "run"]
     assert contents(tmp_path / "kept") == before
 
