@@ -52,9 +52,12 @@ def pseudo_data(**options) -> DistillationDataManagerConfig:
     )
 
 
-def muon(matrix_lr: float, other_lr: float, steps: int) -> dict:
-    """Muon for the weights of convolutions, AdamW for the rest, cosine schedules; rates tuned for ``steps`` steps."""
-    schedule = CosineSchedulerConfig(warmup_steps=10, final_ratio=0.02, reference_steps=steps)
+def muon(matrix_lr: float, other_lr: float, steps: int, pixels: int) -> dict:
+    """Muon for the weights of convolutions, AdamW for the rest, cosine schedules.
+
+    The rates are those of a run of ``steps`` steps with batches of ``pixels`` pixels.
+    """
+    schedule = CosineSchedulerConfig(warmup_steps=10, final_ratio=0.02, reference_steps=steps, reference_pixels=pixels)
     return {
         "matrices": {"optimizer": MuonOptimizerConfig(lr=matrix_lr, momentum=0.9), "scheduler": schedule},
         "others": {"optimizer": AdamWOptimizerConfig(lr=other_lr), "scheduler": schedule},
@@ -84,7 +87,7 @@ def full_scale(method_name: str, network: NetworkConfig) -> DistillationTrainerC
             reprojected_share=0.6,
             photo_depth=True,
         ),
-        muon(1e-2, 1e-3, steps=30000),
+        muon(1e-2, 1e-3, steps=30000, pixels=100 * 80**2),
         FineTuningConfig(steps=3000, validate_every=200),
         max_num_iterations=30000,
         steps_per_save=2000,
@@ -127,7 +130,7 @@ mobiler2l_small = MethodSpecification(
             filling_share=0.15,
             teacher_share=0.1,
         ),
-        muon(2.5e-2, 2e-3, steps=800),
+        muon(2.5e-2, 2e-3, steps=800, pixels=22 * 64**2),
         FineTuningConfig(steps=1000, validate_every=100),
         max_num_iterations=4000,
         steps_per_save=500,

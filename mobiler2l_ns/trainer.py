@@ -66,14 +66,15 @@ class DistillationTrainer(Trainer):
         self._state = state
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
-        """nerfstudio's; also keeps freed memory, sets the length of the schedules, and saves config.yml again."""
+        """nerfstudio's; also keeps freed memory, fits the schedules to the run, and saves config.yml again."""
         if test_mode == "val" and self.device == "cpu":
             keep_freed_memory()
         self._plan_run()
         super().setup(test_mode)
+        pixels = self.pipeline.datamanager.get_train_rays_per_batch() * comms.get_world_size()
         for scheduler in self.optimizers.schedulers.values():
             if isinstance(scheduler, CosineLR):
-                scheduler.end_at(self.end_step)
+                scheduler.fit_run(self.end_step, pixels)
         after_step = [TrainingCallbackLocation.AFTER_TRAIN_ITERATION]
         steps = FiniteSteps(self.optimizers.optimizers)
         self.callbacks += [steps.callback(), TrainingCallback(after_step, self._end_if_asked)]

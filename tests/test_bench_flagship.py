@@ -65,12 +65,15 @@ def test_pixels_of_a_batch(capture, tmp_path):
 @pytest.mark.slow
 def test_rates_by_width_and_length(run):
     options = {"depth": [6], "widths": [8, 16], "lengths": [2], "rates": [0.01, 0.02], "pixels": [6400], "views": [2]}
-    results = run(rates, **options)
+    run(rates, **{**options, "widths": [8], "rates": [0.01]})
+    results = run(rates, **options)  # joins what the file has
     assert [(found["width"], found["rate"], found["steps"]) for found in results["runs"]] == [
         (8, 0.01, 2), (8, 0.02, 2), (16, 0.01, 2), (16, 0.02, 2)
     ]  # fmt: skip
     assert len({found["psnr"] for found in results["runs"]}) == 4  # the rates had an effect
-    assert [best["width"] for best in results["best"]] == [8, 16]
+    assert [(best["pixels"], best["width"]) for best in results["best"]] == [(1024, 8), (1024, 16)]
+    with pytest.raises(UserError, match="runs with another capture, depth, seed or number of views"):
+        run(rates, **{**options, "depth": [8]})
 
 
 def test_the_best_rate_by_hand():

@@ -38,10 +38,10 @@ def test_without_warm_up_the_full_rate_comes_first():
 def test_an_open_end_is_set_once():
     _, schedule = make_schedule()
     assert schedule.factor(1000) == 1
-    schedule.end_at(12)
+    schedule.fit_run(12, 100)
     assert schedule.factor(8) == pytest.approx(0.55)
     _, fixed = make_schedule(max_steps=12)
-    fixed.end_at(100)
+    fixed.fit_run(100, 100)
     assert fixed.max_steps == 12
 
 
@@ -51,6 +51,17 @@ def test_longer_runs_take_smaller_steps():
         _, schedule = make_schedule(max_steps=max_steps, reference_steps=100, warmup_steps=0)
         assert schedule.factor(0) == pytest.approx(peak)
         assert schedule.factor(max_steps) == pytest.approx(0.1 * peak)
+
+
+def test_smaller_batches_take_smaller_steps():
+    """A quarter of the reference's pixels: half the rate; four times as long, too: a quarter; never more than 2.5."""
+    for end, pixels, peak in ((100, 1000, 1.0), (100, 250, 0.5), (400, 250, 0.25), (25, 250, 1.0), (25, 4000, 2.5)):
+        _, schedule = make_schedule(reference_steps=100, reference_pixels=1000, warmup_steps=0)
+        schedule.fit_run(end, pixels)
+        assert schedule.factor(0) == pytest.approx(peak)
+    _, schedule = make_schedule(reference_steps=100, warmup_steps=0)
+    schedule.fit_run(100, 250)
+    assert schedule.factor(0) == 1
 
 
 def test_state_is_plain_and_loads_with_weights_only(tmp_path):
@@ -77,5 +88,5 @@ def test_two_groups_do_not_share_a_schedule():
     optimizers = [torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0) for _ in range(2)]
     first, second = (config.setup().get_scheduler(o, 1.0) for o in optimizers)
     assert isinstance(first, CosineLR)
-    first.end_at(5)
+    first.fit_run(5, 100)
     assert second.max_steps is None and config.max_steps is None

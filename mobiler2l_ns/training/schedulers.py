@@ -1,4 +1,4 @@
-"""A learning-rate schedule whose length follows the run and whose state contains Python floats only.
+"""A learning-rate schedule that follows the run's length and batches, and whose state contains Python floats only.
 
 nerfstudio's decay schedulers put numpy scalars into checkpoints, which torch >= 2.6 refuses to load, and their
 ``max_steps`` must be changed by hand together with ``--max-num-iterations``.
@@ -27,6 +27,9 @@ class CosineSchedulerConfig(SchedulerConfig):
     reference_steps: Optional[int] = None
     """Number of steps for which the optimizer's lr was tuned. A run N times as long uses lr / sqrt(N), but at most
     2.5 lr. None: every run uses lr."""
+    reference_pixels: Optional[int] = None
+    """Pixels of a batch for which the optimizer's lr was tuned. A run with batches 1/N as large uses lr / sqrt(N), but
+    at most 2.5 lr. None: batches of any size use lr."""
     max_steps: Optional[int] = None
     """Step at which the decay ends. None: --max-num-iterations."""
 
@@ -39,7 +42,10 @@ class CosineScheduler(Scheduler):
     def get_scheduler(self, optimizer: Optimizer, lr_init: float) -> LRScheduler:
         """The schedule of an optimizer, whose lr it takes."""
         config = self.config
-        return CosineLR(optimizer, config.warmup_steps, config.final_ratio, config.max_steps, config.reference_steps)
+        return CosineLR(
+            optimizer, config.warmup_steps, config.final_ratio, config.max_steps, config.reference_steps,
+            config.reference_pixels,
+        )  # fmt: skip
 
 
 class CosineLR(LRScheduler):
@@ -49,8 +55,9 @@ class CosineLR(LRScheduler):
         optimizer: The optimizer.
         warmup_steps: See ``CosineSchedulerConfig``, as for the others.
         final_ratio: Learning rate at the last step, as a fraction of the highest.
-        max_steps: Last step of the decay; None until ``end_at`` is called, and no decay until then.
+        max_steps: Last step of the decay; None until ``fit_run`` is called, and no decay until then.
         reference_steps: Number of steps for which the optimizer's lr was tuned.
+        reference_pixels: Pixels of a batch for which it was tuned.
     """
 
     def __init__(
@@ -60,15 +67,18 @@ class CosineLR(LRScheduler):
         final_ratio: float,
         max_steps: Optional[int],
         reference_steps: Optional[int] = None,
+        reference_pixels: Optional[int] = None,
     ):
         self.warmup_steps, self.final_ratio, self.max_steps = warmup_steps, final_ratio, max_steps
-        self.reference_steps = reference_steps
+        self.reference_steps, self.reference_pixels = reference_steps, reference_pixels
+        self.pixels = reference_pixels
         super().__init__(optimizer)
 
-    def end_at(self, step: int) -> None:
-        """Sets the end of the decay, unless the config sets it."""
+    def fit_run(self, end: int, pixels: int) -> None:
+        """Sets the step at which the decay ends, unless the config sets it, and the pixels of a batch."""
         if self.max_steps is None:
-            self.max_steps = step
+            self.max_steps = end
+        self.pixels = pixels
 
     def factor(self, step: int) -> float:
         """The learning rate at ``step`` as a fraction of the optimizer's lr."""
@@ -76,10 +86,13 @@ class CosineLR(LRScheduler):
 
     @property
     def peak(self) -> float:
-        """The highest learning rate as a fraction of the optimizer's lr; lower for longer runs."""
-        if self.reference_steps is None or self.max_steps is None:
-            return 1.0
-        return min(MAX_PEAK, math.sqrt(self.reference_steps / self.max_steps))
+        """The highest learning rate as a fraction of the optimizer's lr; lower for longer runs and smaller batches."""
+        square = 1.0
+        if self.reference_steps is not None and self.max_steps is not None:
+            square *= self.reference_steps / self.max_steps
+        if self.reference_pixels is not None and self.pixels is not None:
+            square *= self.pixels / self.reference_pixels
+        return min(MAX_PEAK, math.sqrt(square))
 
     def _shape(self, step: int) -> float:
         if step < self.warmup_steps:

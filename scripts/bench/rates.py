@@ -2,15 +2,17 @@
 
     python scripts/bench/rates.py --data data/demo200 --teacher RUN/config.yml
 
-All runs have the same teacher views, seed and batches, and end in a cosine of their own length. No run is fine-tuned.
-The figures are written after each run.
+Runs of one command have the same teacher views, seed and batches, and end in a cosine of their own length. No run is
+fine-tuned. The figures are written after each run, and join those that the file has from earlier commands.
 """
 
 import copy
+import itertools
+import json
 import math
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Tuple
 
@@ -24,6 +26,7 @@ from bench.common import check_capture, console, default_device, new_table, with
 from bench.distillation import mean_of, student_pairs
 from bench.equal_time import held_out_photos, keep_views
 from bench.training import train
+from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig
 from mobiler2l_ns.training.metrics import psnr
 
@@ -68,13 +71,15 @@ def config_of(options: Options, width: int, steps: int, rate: float, folder: Pat
     for group, lr in (("matrices", rate), ("others", rate / 10)):
         config.optimizers[group] = copy.deepcopy(config.optimizers[group])
         config.optimizers[group]["optimizer"].lr = lr
-        config.optimizers[group]["scheduler"].reference_steps = None
+        schedule = config.optimizers[group]["scheduler"]
+        schedule.reference_steps = schedule.reference_pixels = None
     return config
 
 
 def run_benchmark(options: Options) -> Dict:
     """Everything for the JSON file."""
-    found: List[Dict] = []
+    same = {"data": options.data.resolve().name, "depth": options.depth, "views": options.views, "seed": options.seed}
+    runs = read_runs(options.json, same)
     photos = []
 
     def score(trainer: DistillationTrainer) -> float:
@@ -82,17 +87,41 @@ def run_benchmark(options: Options) -> Dict:
             photos.append(held_out_photos(trainer.config, trainer.pipeline.model.size))
         return mean_of(psnr, student_pairs(trainer.pipeline.model, photos[0]))
 
-    results = {"data": options.data.resolve().name, "depth": options.depth, "best": [], "runs": found}
+    results: Dict = {}
     with tempfile.TemporaryDirectory() as folder:
-        for steps in options.lengths:
-            for width in options.widths:
-                for rate in options.rates:
-                    config = config_of(options, width, steps, rate, Path(folder))
-                    run, _ = train(config, options.seed, score, 1)
-                    found.append({"width": width, "rate": rate, **asdict(run), "psnr": run.curve[-1].psnr})
-                results["best"].append({"width": width, "steps": steps, **best_rate(found[-len(options.rates) :])})
-                write_figures(with_machine(results, default_device()), options.json)
+        for steps, width, rate in itertools.product(options.lengths, options.widths, options.rates):
+            run, trainer = train(config_of(options, width, steps, rate, Path(folder)), options.seed, score, 1)
+            pixels = trainer.pipeline.datamanager.get_train_rays_per_batch()
+            setting = {"pixels": pixels, "width": width, "steps": steps, "rate": rate}
+            runs = [found for found in runs if not setting.items() <= found.items()]
+            runs.append({**setting, "psnr": run.curve[-1].psnr, "seconds": run.seconds})
+            results = {**same, "best": best_of_each(runs), "runs": runs}
+            write_figures(with_machine(results, default_device()), options.json)
     return results
+
+
+def read_runs(path: Path, same: Dict) -> List[Dict]:
+    """The runs that a file has already.
+
+    Raises:
+        UserError: They are not comparable.
+    """
+    if not path.is_file():
+        return []
+    written = json.loads(path.read_text())
+    if not same.items() <= written.items():
+        raise UserError(f"{path} has runs with another capture, depth, seed or number of views: name another --json.")
+    return written["runs"]
+
+
+def best_of_each(runs: List[Dict]) -> List[Dict]:
+    """The best rate for each size of a batch, width and length, in this order."""
+
+    def setting(run: Dict) -> Tuple[int, int, int]:
+        return run["pixels"], run["width"], run["steps"]
+
+    groups = itertools.groupby(sorted(runs, key=setting), key=setting)
+    return [dict(zip(("pixels", "width", "steps"), key), **best_rate(list(group))) for key, group in groups]
 
 
 def best_rate(runs: List[Dict]) -> Dict[str, float]:
@@ -116,12 +145,12 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     check_capture(options.data)
     results = run_benchmark(options)
-    rates = [f"{rate:g}" for rate in options.rates]
-    table = new_table(f"{results['data']}, D{options.depth}, PSNR [dB] by rate", "", *rates, "best rate")
+    table = new_table(f"{results['data']}, D{options.depth}", "", "PSNR [dB] by rate", "best rate")
     for best in results["best"]:
-        key = best["width"], best["steps"]
-        psnr = [f"{run['psnr']:.2f}" for run in results["runs"] if (run["width"], run["steps"]) == key]
-        table.add_row(f"W{key[0]}, {key[1]} steps", *psnr, f"{best['rate']:.4f}")
+        setting = {name: best[name] for name in ("pixels", "width", "steps")}
+        runs = sorted((run["rate"], run["psnr"]) for run in results["runs"] if setting.items() <= run.items())
+        name = f"{best['pixels']} pixels, W{best['width']}, {best['steps']} steps"
+        table.add_row(name, "  ".join(f"{rate:g}: {psnr:.2f}" for rate, psnr in runs), f"{best['rate']:.4f}")
     console.print(table)
 
 
