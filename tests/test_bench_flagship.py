@@ -10,6 +10,7 @@ from bench import cost, flagship, rates
 from builders import one_sentence
 
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.training.finite_steps import Diverged
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_rates_by_width_and_length(run):
         (8, 0.01, 2), (8, 0.02, 2), (16, 0.01, 2), (16, 0.02, 2)
     ]  # fmt: skip
     assert len({found["psnr"] for found in results["runs"]}) == 4  # the rates had an effect
-    assert [(best["pixels"], best["width"]) for best in results["best"]] == [(1024, 8), (1024, 16)]
+    assert [(best["pixels"], best["width"]) for best in results["best"]] == [(6400, 8), (6400, 16)]
     with pytest.raises(UserError, match="runs with another capture, depth, seed or number of views"):
         run(rates, **{**options, "depth": [8]})
 
@@ -81,6 +82,20 @@ def test_the_best_rate_by_hand():
     runs = [{"rate": rate, "psnr": 25 - math.log(rate / 0.02) ** 2} for rate in (0.005, 0.014, 0.05)]
     assert rates.best_rate(runs)["rate"] == pytest.approx(0.02, rel=1e-3)
     assert rates.best_rate(runs[:2])["rate"] == 0.014  # an end of the rates
+    diverged = {"rate": 0.05, "psnr": None}
+    assert rates.best_rate([*runs[:2], diverged])["rate"] == 0.014
+    assert rates.best_rate([diverged])["rate"] is None
+
+
+@pytest.mark.slow
+def test_a_rate_that_diverges_is_told(run, monkeypatch, capsys):
+    def diverge(*arguments):
+        raise Diverged("too large")
+
+    monkeypatch.setattr(rates, "train", diverge)
+    results = run(rates, widths=[8], lengths=[2], rates=[9.0], pixels=[6400])
+    assert results["runs"][0]["psnr"] is None and results["best"][0]["rate"] is None
+    assert "9: diverged" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -263,7 +263,11 @@ def test_every_error_is_documented():
     raised = set()
     for path in (ROOT / "mobiler2l_ns").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("UserError", "UntrustedFile"):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in (
+                "UserError",
+                "UntrustedFile",
+                "Diverged",
+            ):
                 raised.add(message(node.args[0]))
     rows = [line.split(" | ") for line in (ROOT / "docs" / "errors.md").read_text().splitlines() if line[:2] == "| "]
     documented = {row[0].removeprefix("| ") for row in rows} - {"message"}

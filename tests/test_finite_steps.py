@@ -46,6 +46,13 @@ def test_large_gradients_are_no_broken_ones(run):
     assert run.first.tolist() == [-(2.0**50), 0.0, 2.0**50]
 
 
+def test_a_step_that_two_optimizers_leave_out_is_one(run, capsys):
+    for _ in range(MOST_IN_A_CHECK - 1):
+        run.step([torch.nan, 0.0, 0.0], [torch.nan, 0.0])
+    run.steps.after_step(CHECK_EVERY)
+    assert f"{MOST_IN_A_CHECK - 1} steps before step 50 were left out" in capsys.readouterr().out
+
+
 def test_too_many_broken_steps_end_the_run(run):
     for _ in range(MOST_IN_A_CHECK - 1):
         run.step([torch.nan, 0.0, 0.0])

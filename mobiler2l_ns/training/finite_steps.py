@@ -13,6 +13,10 @@ CHECK_EVERY = 50  # steps; each check waits for the GPU
 MOST_IN_A_CHECK = 10
 
 
+class Diverged(UserError):
+    """Too many gradients of a run were NaN or infinite."""
+
+
 class FiniteSteps:
     """Replaces gradients that are not finite by zeros before an optimizer takes them.
 
@@ -24,7 +28,7 @@ class FiniteSteps:
 
     def __init__(self, optimizers: Dict[str, Optimizer]):
         self.left_out: Dict[str, torch.Tensor] = {}
-        self.counted = 0
+        self.counted = dict.fromkeys(optimizers, 0)
         for name, optimizer in optimizers.items():
             device = optimizer.param_groups[0]["params"][0].device
             self.left_out[name] = torch.zeros((), device=device)
@@ -47,15 +51,16 @@ class FiniteSteps:
         return TrainingCallback(after_step, self.after_step, update_every_num_iters=CHECK_EVERY)
 
     def after_step(self, step: int) -> None:
-        """Counts the steps that were left out since the last call.
+        """Counts the steps that were left out since the last call, by the optimizer that left out most.
 
         Raises:
-            UserError: They are too many.
+            Diverged: They are too many.
         """
-        total = int(sum(float(count) for count in self.left_out.values()))
-        new, self.counted = total - self.counted, total
+        total = {name: int(count) for name, count in self.left_out.items()}
+        new = max(total[name] - self.counted[name] for name in total)
+        self.counted = total
         if new >= MOST_IN_A_CHECK:
-            raise UserError(
+            raise Diverged(
                 f"the gradients of {new} of the last {CHECK_EVERY} steps before step {step} were NaN or infinite: "
                 "train again with smaller learning rates (--optimizers)."
             )

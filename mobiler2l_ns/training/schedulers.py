@@ -28,8 +28,8 @@ class CosineSchedulerConfig(SchedulerConfig):
     """Number of steps for which the optimizer's lr was tuned. A run N times as long uses lr / sqrt(N), but at most
     2.5 lr. None: every run uses lr."""
     reference_pixels: Optional[int] = None
-    """Pixels of a batch for which the optimizer's lr was tuned. A run with batches 1/N as large uses lr / sqrt(N), but
-    at most 2.5 lr. None: batches of any size use lr."""
+    """Pixels of a batch for which the optimizer's lr was tuned. Batches 1/N as large lower the rate by the fourth root
+    of N, larger ones do not change it. None: the rate does not depend on the batch."""
     max_steps: Optional[int] = None
     """Step at which the decay ends. None: --max-num-iterations."""
 
@@ -87,12 +87,12 @@ class CosineLR(LRScheduler):
     @property
     def peak(self) -> float:
         """The highest learning rate as a fraction of the optimizer's lr; lower for longer runs and smaller batches."""
-        square = 1.0
+        factor = 1.0
         if self.reference_steps is not None and self.max_steps is not None:
-            square *= self.reference_steps / self.max_steps
+            factor = min(MAX_PEAK, math.sqrt(self.reference_steps / self.max_steps))
         if self.reference_pixels is not None and self.pixels is not None:
-            square *= self.pixels / self.reference_pixels
-        return min(MAX_PEAK, math.sqrt(square))
+            factor *= min(1.0, (self.pixels / self.reference_pixels) ** 0.25)
+        return factor
 
     def _shape(self, step: int) -> float:
         if step < self.warmup_steps:

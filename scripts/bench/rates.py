@@ -14,7 +14,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 if __name__ == "__main__":  # modules are found in scripts/, not in scripts/bench/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -28,6 +28,7 @@ from bench.equal_time import held_out_photos, keep_views
 from bench.training import train
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig
+from mobiler2l_ns.training.finite_steps import Diverged
 from mobiler2l_ns.training.metrics import psnr
 
 METHOD = "mobiler2l"
@@ -90,14 +91,23 @@ def run_benchmark(options: Options) -> Dict:
     results: Dict = {}
     with tempfile.TemporaryDirectory() as folder:
         for steps, width, rate in itertools.product(options.lengths, options.widths, options.rates):
-            run, trainer = train(config_of(options, width, steps, rate, Path(folder)), options.seed, score, 1)
-            pixels = trainer.pipeline.datamanager.get_train_rays_per_batch()
-            setting = {"pixels": pixels, "width": width, "steps": steps, "rate": rate}
+            config = config_of(options, width, steps, rate, Path(folder))
+            setting = {"pixels": pixels_of(config), "width": width, "steps": steps, "rate": rate}
             runs = [found for found in runs if not setting.items() <= found.items()]
-            runs.append({**setting, "psnr": run.curve[-1].psnr, "seconds": run.seconds})
+            try:
+                run, _ = train(config, options.seed, score, 1)
+                runs.append({**setting, "psnr": run.curve[-1].psnr, "seconds": run.seconds})
+            except Diverged:
+                runs.append({**setting, "psnr": None, "seconds": None})
             results = {**same, "best": best_of_each(runs), "runs": runs}
             write_figures(with_machine(results, default_device()), options.json)
     return results
+
+
+def pixels_of(config: DistillationTrainerConfig) -> int:
+    """Pixels in a batch of square patches."""
+    datamanager, upscale = config.pipeline.datamanager, config.pipeline.model.network.upscale
+    return datamanager.patches_per_batch * (datamanager.patch_cells * upscale) ** 2
 
 
 def read_runs(path: Path, same: Dict) -> List[Dict]:
@@ -124,12 +134,14 @@ def best_of_each(runs: List[Dict]) -> List[Dict]:
     return [dict(zip(("pixels", "width", "steps"), key), **best_rate(list(group))) for key, group in groups]
 
 
-def best_rate(runs: List[Dict]) -> Dict[str, float]:
+def best_rate(runs: List[Dict]) -> Dict[str, Optional[float]]:
     """The best rate of some runs: the top of the parabola through the best one and its neighbours, over log(rate).
 
-    At an end of the rates it is the best run's own.
+    At an end of the rates, and beside a run that diverged, it is the best run's own. None: all runs diverged.
     """
-    runs = sorted(runs, key=lambda run: run["rate"])
+    runs = sorted((run for run in runs if run["psnr"] is not None), key=lambda run: run["rate"])
+    if not runs:
+        return {"rate": None, "psnr": None}
     top = max(range(len(runs)), key=lambda index: runs[index]["psnr"])
     best = {"rate": runs[top]["rate"], "psnr": runs[top]["psnr"]}
     if 0 < top < len(runs) - 1:
@@ -138,6 +150,11 @@ def best_rate(runs: List[Dict]) -> Dict[str, float]:
         curvature = (right - left) / (x2 - x0)
         best["rate"] = round(math.exp((x0 + x1) / 2 - left / (2 * curvature)), 5)
     return best
+
+
+def shown(value: Optional[float], form: str) -> str:
+    """A figure of the table."""
+    return "diverged" if value is None else format(value, form)
 
 
 def main() -> None:
@@ -150,7 +167,8 @@ def main() -> None:
         setting = {name: best[name] for name in ("pixels", "width", "steps")}
         runs = sorted((run["rate"], run["psnr"]) for run in results["runs"] if setting.items() <= run.items())
         name = f"{best['pixels']} pixels, W{best['width']}, {best['steps']} steps"
-        table.add_row(name, "  ".join(f"{rate:g}: {psnr:.2f}" for rate, psnr in runs), f"{best['rate']:.4f}")
+        psnr_by_rate = "  ".join(f"{rate:g}: {shown(found, '.2f')}" for rate, found in runs)
+        table.add_row(name, psnr_by_rate, shown(best["rate"], ".4f"))
     console.print(table)
 
 
