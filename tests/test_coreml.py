@@ -18,6 +18,14 @@ from mobiler2l_ns.student.viewing_range import viewing_range
 INSTALL = "uv pip install 'mobiler2l-ns[coreml]'"
 
 
+# coremltools takes a tenth of a second for each operation.
+FEW_LAYERS = {"depth": 4, "sr_widths": (16, 8), "sr_strides": (2, 2)}
+SHALLOW = {
+    "gelu": FEW_LAYERS, "batch_norm": {**FEW_LAYERS, "batch_norm": True}, "r2l": KINDS["r2l"],
+    "pruned": KINDS["pruned"], "surface_unbounded": KINDS["surface_unbounded"],
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def ct():
     """coremltools; without it these tests are skipped."""
@@ -30,7 +38,7 @@ def package_of(ct, tmp_path_factory):
 
     @functools.cache
     def write(kind):
-        model = make_student(**KINDS[kind])
+        model = make_student(**SHALLOW[kind])
         folder = tmp_path_factory.mktemp(kind)
         write_coreml_files(model, folder, "my scene")
         return model, folder / "my-scene.mlpackage"
@@ -38,12 +46,9 @@ def package_of(ct, tmp_path_factory):
     return write
 
 
-@pytest.fixture(scope="module", params=[kind for kind in KINDS if kind not in ("relu", "unbounded", "surface")])
+@pytest.fixture(scope="module", params=SHALLOW)
 def package(request, package_of):
-    """The kinds of students and their packages.
-
-    The pruned one predicts a surface, too, and surface_unbounded has the activation relu.
-    """
+    """Students and their packages. The pruned one predicts a surface, the unbounded one has the activation relu."""
     return package_of(request.param)
 
 
@@ -81,7 +86,7 @@ def test_its_numbers_are_the_students(package):
 def test_alpha_and_depth(ct, tmp_path):
     from ml_program import load_program, run
 
-    model, outputs = make_student(outputs="rgbad"), "rgbad"
+    model, outputs = make_student(outputs="rgbad", **FEW_LAYERS), "rgbad"
     write_coreml_files(model, tmp_path, "deep", outputs)
     check_coreml(tmp_path / "deep.mlpackage", model, outputs)
     pose = viewing_range(model).sample(1)
@@ -99,7 +104,7 @@ def test_float16_codes_would_be_worse(ct, monkeypatch, tmp_path):
 
     from mobiler2l_ns.export import coreml_files
 
-    model = make_student(steepness=1.0, activation="relu")
+    model = make_student(steepness=1.0, activation="relu", **FEW_LAYERS)
     pose = viewing_range(model).sample(1)
     with torch.no_grad():
         truth = PoseToImage(model.sampler, model.embedder, model.network).eval()(pose)[0].numpy()
@@ -127,7 +132,7 @@ def test_the_surface_is_predicted_in_float32(package_of, monkeypatch, tmp_path):
     assert set(types["conv"][16:]) == {"fp16"}
     # Its convolutions alone in float16: that is as wrong as all of it.
     monkeypatch.setattr(coreml_files, "is_network", lambda found: found.op_type == "conv" or is_network(found))
-    model = make_student(**KINDS["surface"])
+    model = make_student(surface_octaves=8, **FEW_LAYERS)
     write_coreml_files(model, tmp_path, "head16")
     with pytest.raises(UserError, match="head16.mlpackage has points or codes that are not float32"):
         check_coreml(tmp_path / "head16.mlpackage", model)
@@ -148,13 +153,14 @@ def test_float32_networks_are_refused(ct, monkeypatch, tmp_path):
     from mobiler2l_ns.export import coreml_files
 
     monkeypatch.setattr(coreml_files, "is_network", lambda operation: False)
-    write_coreml_files(make_student(), tmp_path, "x")
+    model = make_student(**FEW_LAYERS)
+    write_coreml_files(model, tmp_path, "x")
     with pytest.raises(UserError, match="x.mlpackage has a convolution that is not float16"):
-        check_coreml(tmp_path / "x.mlpackage", make_student())
+        check_coreml(tmp_path / "x.mlpackage", model)
 
 
 def test_half_the_size_of_float32(ct, tmp_path):
-    model = make_student(width=256, depth=4)
+    model = make_student(width=256, **FEW_LAYERS)
     write_coreml_files(model, tmp_path, "x")
     size = (tmp_path / "x.mlpackage/Data/com.apple.CoreML/weights/weight.bin").stat().st_size
     assert size / sum(4 * p.numel() for p in model.network.parameters()) == pytest.approx(0.5, abs=0.05)

@@ -109,6 +109,7 @@ def runs(capture, tmp_path_factory) -> SimpleNamespace:
     ranks = [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(2)]
 
     config.timestamp = "reference"
+    config.pipeline.datamanager.patches_per_batch = 6  # the learning rates follow it
     batches = [joined(*parts) for parts in zip(*(rank["batches"] for rank in ranks))]
     reference = train_alone(config, ranks[0]["first_weights"], batches)
     return SimpleNamespace(folder=folder, ranks=ranks, alone=reference, started=started, output=output, config=shared)

@@ -3,6 +3,7 @@
 Each case kills a run in a phase, after a random delay, and starts the same command again until it ends.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -57,7 +58,8 @@ def kill(processes, victim, folder, capture, phase, numbers) -> int:
         time.sleep(0.02 * numbers.random() ** 2)
     except EOFError:
         pass  # the phase is over sooner: the run is killed as it ends
-    os.kill(process.pid, numbers.choice([signal.SIGKILL, signal.SIGTERM]))
+    with contextlib.suppress(ProcessLookupError):  # it ended already
+        os.kill(process.pid, numbers.choice([signal.SIGKILL, signal.SIGTERM]))
     while phases.poll(None):
         try:
             phases.recv()
