@@ -104,7 +104,7 @@ def test_the_cost_of_tiny_steps(run, monkeypatch):
     monkeypatch.setattr(cost, "FITTED", tuple(tiny[:3]))
     monkeypatch.setattr(cost, "CHECKED", tuple(tiny[3:]))
     monkeypatch.setattr(cost, "apart", lambda function, *arguments: function(*arguments))
-    results = run(cost, steps=[4])
+    results = run(cost, steps=[4], rounds=[2])
     found = results["shapes"]["mobiler2l D6 W16, 3 patches"]
     assert results["checked"] == ["mobiler2l D6 W16, 3 patches"] and results["teacher"]["rays_per_second"] > 0
     assert found["megapixels"] == pytest.approx(3 * 80 * 80 / 1e6) and found["milliseconds"] > 0

@@ -41,6 +41,10 @@ WEBGPU = (
 )  # fmt: skip
 
 
+# SwiftShader compiles a shader for each shape of a convolution.
+FEW_LAYERS = {"depth": 4, "sr_widths": (16, 8), "sr_strides": (2, 2)}
+
+
 def in_browser(test):
     """Marks a test that needs Chromium."""
     return pytest.mark.browser(needs("chromium")(test))
@@ -53,7 +57,7 @@ def student():
     spread = 2.6 + 0.4 * torch.sin(5 * azimuth)
     positions = torch.stack([spread * torch.cos(azimuth), spread * torch.sin(azimuth), height], dim=-1)
     viewpoints = look_at(positions, torch.zeros(32, 3), torch.tensor([0.0, 0, 1]))
-    return make_student({**STUDENT_CAMERA, "viewpoints": viewpoints})
+    return make_student({**STUDENT_CAMERA, "viewpoints": viewpoints}, **FEW_LAYERS)
 
 
 @pytest.fixture(scope="session")
@@ -334,7 +338,7 @@ def site_with_runtime_at(base: str, site: Path, tmp_path: Path) -> Path:
 def test_surface_code(new_page, student, ort_dist, tmp_path, backend):
     """Softmax, fixed convolutions and fast sines give torch's picture on both backends."""
     camera = {**STUDENT_CAMERA, "viewpoints": student.coverage.viewpoints}
-    model = make_student(camera, surface_octaves=8, refinements=1)
+    model = make_student(camera, surface_octaves=8, refinements=1, **FEW_LAYERS)
     web_files.write_web_files(model, tmp_path, SCENE, ort_dist=ort_dist)
     with serve(tmp_path) as address, new_page(WEBGPU) as page:
         log = open_viewer(page, f"{address}?backend={backend}")
