@@ -36,6 +36,8 @@ UNBOUNDED = {
     "cube_radius": 3.0,
 }
 SMALL_NETWORK = {"depth": 6, "width": 16, "sr_widths": (16, 8, 8)}
+# For programs that take long for each operation or shape: coremltools, and SwiftShader with its shaders.
+FEW_LAYERS = {"depth": 4, "sr_widths": (16, 8), "sr_strides": (2, 2)}
 KINDS = {
     "gelu": {},
     "relu": {"activation": "relu"},

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from builders import KINDS, STUDENT_CAMERA, make_student
+from builders import FEW_LAYERS, KINDS, STUDENT_CAMERA, make_student
 
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.coreml_files import check_coreml, is_network, write_coreml_files
@@ -18,8 +18,6 @@ from mobiler2l_ns.student.viewing_range import viewing_range
 INSTALL = "uv pip install 'mobiler2l-ns[coreml]'"
 
 
-# coremltools takes a tenth of a second for each operation.
-FEW_LAYERS = {"depth": 4, "sr_widths": (16, 8), "sr_strides": (2, 2)}
 SHALLOW = {
     "gelu": FEW_LAYERS, "batch_norm": {**FEW_LAYERS, "batch_norm": True}, "r2l": KINDS["r2l"],
     "pruned": KINDS["pruned"], "surface_unbounded": KINDS["surface_unbounded"],

@@ -20,7 +20,7 @@ import onnxruntime
 import pytest
 import torch
 from browser import PageLog, drag, roll_wheel, screenshot
-from builders import STUDENT_CAMERA, UNBOUNDED, make_student
+from builders import FEW_LAYERS, STUDENT_CAMERA, UNBOUNDED, make_student
 from missing_packages import cure, missing
 from PIL import Image
 from playwright.sync_api import Page
@@ -39,10 +39,6 @@ WEBGPU = (
     "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--use-gl=angle", "--use-angle=swiftshader",
     "--enable-features=Vulkan", "--use-vulkan=swiftshader", "--ignore-gpu-blocklist",
 )  # fmt: skip
-
-
-# SwiftShader compiles a shader for each shape of a convolution.
-FEW_LAYERS = {"depth": 4, "sr_widths": (16, 8), "sr_strides": (2, 2)}
 
 
 def in_browser(test):
