@@ -104,7 +104,7 @@ def work_of(trainer: DistillationTrainer) -> Dict[str, float]:
         "step": 1.0,
         "gmac": 3e-9 * macs,  # the gradients of inputs and of weights take as much as the outputs
         "optimizer_gmac": 1e-9 * sum(newton_schulz_macs(p) for p in matrices),
-        "megapixels": 1e-6 * datamanager.patches_per_batch * (side * model.upscale) ** 2,
+        "megapixels": 1e-6 * datamanager.patches_per_batch * flagship.pixels_of_patch(trainer.config),
     }
 
 

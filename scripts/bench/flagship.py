@@ -7,6 +7,7 @@ written after each student, so that the end of the time loses nothing.
 """
 
 import functools
+import math
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -70,14 +71,19 @@ def config_of(options: Options, method: str, outputs: Path) -> DistillationTrain
     """A method's config for the capture, with the batch of these options."""
     capture = CaptureOptions(data=options.data, teacher=options.teacher, method=method, image_size=options.image_size)
     config = capture_config(capture, outputs)
-    datamanager, upscale = config.pipeline.datamanager, config.pipeline.model.network.upscale
-    width, height = options.image_size
-    patch = width * height if datamanager.patch_cells is None else (datamanager.patch_cells * upscale) ** 2
-    datamanager.patches_per_batch = max(1, round(options.pixels / patch))
+    config.pipeline.datamanager.patches_per_batch = max(1, round(options.pixels / pixels_of_patch(config)))
     if method == "mobiler2l" and options.lr is not None:
         for group, lr in zip(("matrices", "others"), options.lr):
             config.optimizers[group]["optimizer"].lr = lr
     return config
+
+
+def pixels_of_patch(config: DistillationTrainerConfig) -> int:
+    """Pixels of one patch; without a size of patches it is the whole view."""
+    datamanager = config.pipeline.datamanager
+    if datamanager.patch_cells is None:
+        return math.prod(datamanager.image_size)
+    return (datamanager.patch_cells * config.pipeline.model.network.upscale) ** 2
 
 
 def sharpness(image: Tensor, photo: Tensor) -> float:

@@ -92,7 +92,8 @@ def run_benchmark(options: Options) -> Dict:
     with tempfile.TemporaryDirectory() as folder:
         for steps, width, rate in itertools.product(options.lengths, options.widths, options.rates):
             config = config_of(options, width, steps, rate, Path(folder))
-            setting = {"pixels": pixels_of(config), "width": width, "steps": steps, "rate": rate}
+            pixels = config.pipeline.datamanager.patches_per_batch * flagship.pixels_of_patch(config)
+            setting = {"pixels": pixels, "width": width, "steps": steps, "rate": rate}
             runs = [found for found in runs if not setting.items() <= found.items()]
             try:
                 run, _ = train(config, options.seed, score, 1)
@@ -102,12 +103,6 @@ def run_benchmark(options: Options) -> Dict:
             results = {**same, "best": best_of_each(runs), "runs": runs}
             write_figures(with_machine(results, default_device()), options.json)
     return results
-
-
-def pixels_of(config: DistillationTrainerConfig) -> int:
-    """Pixels in a batch of square patches."""
-    datamanager, upscale = config.pipeline.datamanager, config.pipeline.model.network.upscale
-    return datamanager.patches_per_batch * (datamanager.patch_cells * upscale) ** 2
 
 
 def read_runs(path: Path, same: Dict) -> List[Dict]:
