@@ -3,10 +3,12 @@
 pyright checks the other annotations. At run time tests pass stand-ins for models, trainers and browsers.
 """
 
+import functools
 import inspect
 import typing
 from typing import Any, Callable, TypeVar
 
+import torch
 from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray
 
@@ -23,6 +25,18 @@ def has_shape(hint: Any) -> bool:
 
 
 def check(function: F) -> F:
-    """Decorates a function so that shapes of its arguments and its result are checked at each call."""
+    """Decorates a function so that shapes of its arguments and its result are checked at each call.
+
+    While torch traces, nothing is checked: each shape that is read would become nodes of the graph, and the exporters
+    would take several times as long. The same modules are checked wherever else they are called.
+    """
     function.__annotations__ = {name: hint for name, hint in function.__annotations__.items() if has_shape(hint)}
-    return beartype(conf=CONF)(function) if function.__annotations__ else function
+    if not function.__annotations__:
+        return function
+    checked = beartype(conf=CONF)(function)
+
+    @functools.wraps(function)
+    def outside_traces(*arguments, **options):
+        return (function if torch.jit.is_tracing() else checked)(*arguments, **options)
+
+    return typing.cast(F, outside_traces)
