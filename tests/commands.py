@@ -99,7 +99,7 @@ def kill_and_resume(workspace: Path, capture: Path) -> None:
     """Kills a training after its first checkpoint, and goes on with it for 120 steps."""
     process = start(
         "ns-train", "mobiler2l-small", *TINY, "--data", capture, "--steps-per-save", "3",
-        "--max-num-iterations", "100000", "--timestamp", "killed", cwd=workspace, installed=True,
+        "--max-num-iterations", "100000", "--timestamp", "killed", cwd=workspace,
     )  # fmt: skip
     folder = workspace / "outputs" / capture.name / "mobiler2l-small" / "killed" / "nerfstudio_models"
     deadline = time.time() + 200

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import browser
 import pytest
+import quick_stack  # noqa: F401  (before nerfstudio is imported)
 import torch
 import yaml
 from builders import StubTeacher, stub_teacher_config, tiny_student

@@ -16,8 +16,9 @@ from mobiler2l_ns.teacher import fast_nerfacto
 
 NO_NETWORK = Path(__file__).with_name("no_network") / "sitecustomize.py"
 PRELOAD = (
-    "onnx", "onnxruntime", "onnxslim", "matplotlib.pyplot", "torch.utils.tensorboard", "nerfstudio.scripts.train",
-    "nerfstudio.scripts.eval", "mobiler2l_ns.export.command", "mobiler2l_ns.pruning.command", "builders",
+    "quick_stack", "onnx", "onnxruntime", "onnxslim", "matplotlib.pyplot", "torch.utils.tensorboard",
+    "nerfstudio.scripts.train", "nerfstudio.scripts.eval", "mobiler2l_ns.export.command",
+    "mobiler2l_ns.pruning.command", "builders",
 )  # fmt: skip
 context = multiprocessing.get_context("forkserver")
 

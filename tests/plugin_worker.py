@@ -8,6 +8,8 @@ import sys
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 
+import quick_stack  # noqa: F401  (before nerfstudio is imported)
+
 EXTRAS = ["onnx", "onnxruntime", "onnxslim", "coremltools", "ml_dtypes"]
 OPTIONAL = [*EXTRAS, "wandb", "comet_ml"]
 FAILURES = {"missing": None, "ImportError": ImportError, "OSError": OSError, "RuntimeError": RuntimeError}

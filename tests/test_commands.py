@@ -87,7 +87,8 @@ def test_one_sentence_and_no_traceback_for_a_missing_capture(tmp_path):
 MODULES = "datamanager", "model", "export.command", "teacher.nerfacto", "export.comparison", "training.progress"
 IMPORT_EACH_FIRST = """
 import importlib, os, sys
-import cv2, matplotlib.pyplot, tensorboard, torch, torchmetrics, torchvision, tyro, viser
+import cv2, matplotlib.pyplot, requests, scipy, torch, torch._inductor.compile_fx, torch.utils.tensorboard
+import torchmetrics, torchvision, tyro, viser
 assert not any(name.startswith("nerfstudio") for name in sys.modules)
 for module in sys.argv[1:]:
     if os.fork() == 0:

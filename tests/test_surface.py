@@ -251,8 +251,10 @@ def test_a_run_without_the_fields_loads_and_exports(tmp_path):
     ("precision", "opset"), [("fp32", 11), ("fp32", 13), ("fp32", 20), ("fp16", 11), ("fp16", 20), ("int8", 13)]
 )
 def test_a_run_is_exported(tmp_path, precision, opset):
+    """With Snap's files once, which have neither precision nor opset."""
     config_path = write_run(tmp_path / "run", make_student(surface_octaves=8, refinements=1, outputs="rgbad"))
-    options = {"targets": ("onnx", "snap"), "outputs": "rgbad", "precision": precision, "opset": opset}
+    targets = ("onnx", "snap") if (precision, opset) == ("fp32", 11) else ("onnx",)
+    options = {"targets": targets, "outputs": "rgbad", "precision": precision, "opset": opset}
     report = export_run(config_path, tmp_path / "out", **options)
     model = make_student(surface_octaves=8, refinements=1, outputs="rgbad")
     parts, grid = (model.embedder, model.network), model.sampler.grid.tolist()

@@ -104,7 +104,7 @@ def difference(picture: np.ndarray, other: np.ndarray) -> float:
 
 def wait_for_picture(page: Page) -> np.ndarray:
     """The middle of the page, once a render has arrived: viser's empty scene is one flat colour with a few lines."""
-    wait_for(lambda: len(np.unique(middle(page).reshape(-1, 3), axis=0)) > 100, "no render arrived in the browser")
+    wait_for(lambda: len(np.unique(middle(page) @ [1, 256, 65536])) > 100, "no render arrived in the browser")
     return middle(page)
 
 
