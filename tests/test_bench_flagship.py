@@ -8,6 +8,7 @@ import pytest
 import torch
 from bench import cost, flagship, rates
 from builders import one_sentence
+from PIL import Image
 
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.training.finite_steps import Diverged
@@ -43,8 +44,29 @@ def test_a_student_for_a_second(run, tmp_path):
     assert found["steps"] == found["curve"][-1]["step"] >= 3 and found["gmac"] > 0
     assert found["psnr"] == pytest.approx(results["teacher"]["psnr"] - found["gap_to_teacher_db"], abs=2e-3)
     assert found["sharpness"] > 0 and results["columns"] == ["photo", "teacher", "mobiler2l-small"]
-    for name in ("figures.png", "figures-views.png"):
-        assert (tmp_path / name).stat().st_size > 2000
+    assert (tmp_path / "figures.png").stat().st_size > 2000
+    with Image.open(tmp_path / "figures-views.png") as views:
+        assert views.size == (3 * 32, 2 * 32)  # two held-out photos
+    with pytest.raises(UserError, match="has students with other options"):
+        run(flagship, **{**options, "seconds": [2]})
+
+
+def test_students_of_several_commands_share_a_file(capture, teacher, tmp_path, monkeypatch):
+    """A second command adds its student to the figures and to the picture."""
+    grays = {"mobiler2l": 0.2, "mobiler2l-small": 0.6}
+    point = {"step": 1, "seconds": 1.0, "views": 1, "psnr": 20.0}
+
+    def measure(options, method, folder):
+        pictures = [torch.full((8, 4, 3), gray) for gray in (0.0, 1.0, grays[method])]
+        return {"psnr": 20.0, "curve": [point, point]}, {"psnr": 30.0}, pictures
+
+    monkeypatch.setattr(flagship, "measure_method", measure)
+    for method in (*grays, "mobiler2l"):  # the last for the second time
+        results = flagship.run_benchmark(flagship.Options(capture, teacher, methods=(method,)), tmp_path / "a.json")
+    assert list(results["students"]) == list(grays)
+    assert results.items() <= json.loads((tmp_path / "a.json").read_text()).items()
+    with Image.open(tmp_path / "a-views.png") as views:
+        assert [views.getpixel((2 + 4 * column, 3))[0] for column in range(4)] == [0, 255, 51, 153]
 
 
 def test_sharpness_by_hand():

@@ -3,10 +3,11 @@
     python scripts/bench/flagship.py --data data/demo400 --teacher RUN/config.yml --image-size 400 400
 
 All students have the same teacher and about as many pixels in a batch. The figures, the curves and the picture are
-written after each student, so that the end of the time loses nothing.
+written after each student, and join those that the file has from earlier commands.
 """
 
 import functools
+import json
 import math
 import sys
 import tempfile
@@ -34,6 +35,7 @@ from bench.common import (
 from bench.distillation import Options as CaptureOptions
 from bench.distillation import capture_config, largest_fall, pairs, quality, student_pairs
 from bench.equal_time import held_out_photos, train_within
+from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.pruning.report import measure
 from mobiler2l_ns.trainer import DistillationTrainerConfig
 
@@ -120,29 +122,52 @@ def measure_method(options: Options, method: str, outputs: Path) -> Tuple[Dict, 
     return figures, teacher, [torch.cat(column) for column in columns]
 
 
-def run_benchmark(options: Options, path: Path) -> Dict:
-    """Everything for the JSON file, which is written after each method."""
+def earlier(path: Path, same: Dict) -> Dict:
+    """What the file has of commands with the same capture and batches; without a file no students.
+
+    Raises:
+        UserError: The file has students of other options.
+    """
+    if not path.is_file():
+        return {**same, "columns": ["photo", "teacher"], "teacher": {}, "students": {}}
+    written = json.loads(path.read_text())
+    if not same.items() <= written.items():
+        raise UserError(f"{path} has students with other options: name another file with --json, or delete it.")
+    return {name: value for name, value in written.items() if name not in ("command", "machine")}
+
+
+def add_picture(path: Path, columns: List[str], pictures: Dict[str, Tensor]) -> None:
+    """Writes the columns (H, W, 3) of a picture side by side; those that are not given are in the file."""
+    from torchvision.io import read_image
     from torchvision.utils import save_image
 
-    results = {
+    width = pictures["photo"].shape[1]
+    stored = read_image(str(path)).permute(1, 2, 0).split(width, dim=1) if path.is_file() else []
+    shown = {**dict(zip(columns, (column / 255 for column in stored))), **pictures}
+    save_image(torch.cat([shown[name] for name in columns], dim=1).permute(2, 0, 1), path)
+
+
+def run_benchmark(options: Options, path: Path) -> Dict:
+    """Everything for the JSON file, which is written after each method and joins what the file has."""
+    same = {
         "data": options.data.resolve().name,
         "resolution": f"{options.image_size[0]}x{options.image_size[1]}",
         "pixels_a_step": options.pixels,
-        "columns": ["photo", "teacher"],
-        "teacher": {},
-        "students": {},
+        "seconds_given": options.seconds,
+        "seed": options.seed,
     }
-    columns: List[Tensor] = []
+    results = earlier(path, same)
     for method in options.methods:
         with tempfile.TemporaryDirectory() as folder:
-            figures, results["teacher"], pictures = measure_method(options, method, Path(folder))
-        results["students"][method] = figures
-        results["columns"].append(method)
-        columns = [*(columns or pictures[:2]), pictures[2]]
+            figures, taught, pictures = measure_method(options, method, Path(folder))
+        results = earlier(path, same)  # another process may have measured another method meanwhile
+        results["teacher"], results["students"][method] = taught, figures
+        results["columns"] = [*dict.fromkeys([*results["columns"], method])]
         write_figures(with_machine(results, default_device()), path)
         runs = [{"recipe": name, "curve": student["curve"]} for name, student in results["students"].items()]
         plot_curves(runs, AXES, "psnr", f"held-out PSNR [dB] at {results['resolution']}", path.with_suffix(".png"))
-        save_image(torch.cat(columns, dim=1).permute(2, 0, 1), path.with_name(f"{path.stem}-views.png"))
+        named = dict(zip(("photo", "teacher", method), pictures))
+        add_picture(path.with_name(f"{path.stem}-views.png"), results["columns"], named)
     return results
 
 
