@@ -125,8 +125,9 @@ def test_the_cost_of_tiny_steps(run, monkeypatch):
     tiny = [cost.Shape("mobiler2l", patches, 6, width) for patches, width in ((1, 8), (2, 16), (4, 8), (3, 16))]
     monkeypatch.setattr(cost, "FITTED", tuple(tiny[:3]))
     monkeypatch.setattr(cost, "CHECKED", tuple(tiny[3:]))
+    monkeypatch.setattr(cost, "RUNS", tuple(tiny[3:]))
     monkeypatch.setattr(cost, "apart", lambda function, *arguments: function(*arguments))
-    results = run(cost, steps=[4], rounds=[2])
+    results = run(cost, steps=[4], rounds=[2], **{"run-steps": [3]})
     found = results["shapes"]["mobiler2l D6 W16, 3 patches"]
     assert results["checked"] == ["mobiler2l D6 W16, 3 patches"] and results["teacher"]["rays_per_second"] > 0
     assert found["megapixels"] == pytest.approx(3 * 80 * 80 / 1e6) and found["milliseconds"] > 0
@@ -134,6 +135,20 @@ def test_the_cost_of_tiny_steps(run, monkeypatch):
     for name in ("gmac", "saved_mb"):  # in proportion to the patches
         assert found[name] == pytest.approx(1.5 * smaller[name], rel=0.1), name
     assert found["optimizer_gmac"] == smaller["optimizer_gmac"] > 0
+    (whole,) = results["runs"].values()
+    assert (whole["first_rays"], whole["share"]) == (100 * 32 * 32, 0.25) and whole["photo_rays"] % (32 * 32) == 0
+    assert whole["seconds"] > 0 and whole["photo_rays"] > 0 and whole["views"] >= 100
+    assert whole["gmac"] == pytest.approx(found["gmac"])
+
+
+def test_the_model_of_a_run_by_hand():
+    """2 s for the teacher, 1 s for the photos; 10 steps of 0.3 s beside 4 s or 0.5 s of first views."""
+    teacher = {"ready_seconds": 2.0, "rays_per_second": 1000}
+    run = {"step": 1.0, "gmac": 10.0, "optimizer_gmac": 0.0, "megapixels": 0.0, "steps": 10, "photo_rays": 1000}
+    run.update(share=0.25, first_rays=4000)
+    per = {"step": 100.0, "gmac": 20.0, "optimizer_gmac": 0.0, "megapixels": 0.0}
+    assert cost.predict_run(per, teacher, run) == pytest.approx(2 + 1 + 4 + 3)
+    assert cost.predict_run(per, teacher, {**run, "first_rays": 500}) == pytest.approx(2 + 1 + 3 / 0.75)
 
 
 def test_the_model_of_a_step_by_hand():

@@ -2,8 +2,8 @@
 
     python scripts/bench/cost.py --data data/demo200 --teacher RUN/config.yml
 
-A linear model is fitted to the steps of several networks and batches, and checked on steps that it was not fitted to.
-Each step is measured in a process of its own, so that its memory is known.
+A linear model is fitted to the steps of several networks and batches, and checked on steps and on whole runs that it
+was not fitted to. Each is measured in a process of its own, so that its memory is known.
 """
 
 import itertools
@@ -61,6 +61,7 @@ FITTED = (
     Shape("mobiler2l-compact", 24), Shape("mobiler2l-small", 4), Shape("mobiler2l-small", 12),
 )  # fmt: skip
 CHECKED = Shape("mobiler2l-small", 22), Shape("mobiler2l-compact", 12), Shape("mobiler2l", 9, 40, 256)
+RUNS = Shape("mobiler2l-small", 22), Shape("mobiler2l-compact", 12)
 
 
 @dataclass
@@ -78,19 +79,20 @@ class Options:
     rounds: int = 3
     """How often each student is measured, with the others in between; the fastest counts, as a machine has slow
     minutes."""
+    run_steps: int = 400
+    """Steps of each whole run."""
     json: Path = Path("docs/benchmarks/cost.json")
     """File for the figures."""
 
 
 def config_of(options: Options, shape: Shape, folder: Path) -> DistillationTrainerConfig:
-    """The student of a shape, with few teacher views and without fine-tuning."""
+    """The student of a shape."""
     of_flagship = flagship.Options(options.data, options.teacher, options.image_size)
     config = flagship.config_of(of_flagship, shape.method, folder)
     network = config.pipeline.model.network
     if shape.depth is not None and shape.width is not None:
         network.depth, network.width = shape.depth, shape.width
     config.pipeline.datamanager.patches_per_batch = shape.patches
-    keep_views(config, 8, folder / shape.method, options.steps)  # methods have tiles of their own
     return config
 
 
@@ -100,12 +102,13 @@ def work_of(trainer: DistillationTrainer) -> Dict[str, float]:
     side = datamanager.patch_cells
     macs = datamanager.patches_per_batch * sum(count_macs(part, side, side) for part in (model.network, model.embedder))
     matrices = [p for group in trainer.optimizers.optimizers["matrices"].param_groups for p in group["params"]]
-    return {
+    work = {
         "step": 1.0,
         "gmac": 3e-9 * macs,  # the gradients of inputs and of weights take as much as the outputs
         "optimizer_gmac": 1e-9 * sum(newton_schulz_macs(p) for p in matrices),
         "megapixels": 1e-6 * datamanager.patches_per_batch * flagship.pixels_of_patch(trainer.config),
     }
+    return {name: round(value, 4) for name, value in work.items()}
 
 
 def newton_schulz_macs(weights: nn.Parameter) -> int:
@@ -132,8 +135,9 @@ def saved_megabytes(trainer: DistillationTrainer, step: int) -> float:
 
 
 def measure_shape(options: Options, shape: Shape, folder: Path) -> Dict[str, float]:
-    """Milliseconds, work and memory of a shape's step."""
+    """Milliseconds, work and memory of a shape's step, with few teacher views and without fine-tuning."""
     config, before = config_of(options, shape, folder), peak_memory(default_device())
+    keep_views(config, 8, folder / shape.method, options.steps)  # methods have tiles of their own
     ends: List[float] = []
 
     def note_time(trainer: DistillationTrainer) -> float:
@@ -146,7 +150,7 @@ def measure_shape(options: Options, shape: Shape, folder: Path) -> Dict[str, flo
     parameters = sum(p.numel() for p in trainer.pipeline.model.parameters() if p.requires_grad)
     return {
         "milliseconds": round(1e3 * float(np.median(np.diff(ends[options.steps // 4 :]))), 1),
-        **{name: round(value, 4) for name, value in work_of(trainer).items()},
+        **work_of(trainer),
         "parameters": parameters,
         "saved_mb": round(saved_megabytes(trainer, options.steps), 1),
         "peak_mb": round(peak / 1e6),
@@ -192,6 +196,35 @@ def measure_teacher(options: Options) -> Dict[str, float]:
     return {"ready_seconds": round(ready, 1), "rays_per_second": round(rays / (time.perf_counter() - start))}
 
 
+def measure_run(options: Options, shape: Shape, folder: Path) -> Dict[str, float]:
+    """Seconds of a whole run, and what it is made of; the run has the method's own views and shares."""
+    config = config_of(options, shape, folder)
+    config.max_num_iterations = options.run_steps
+    run, trainer = train(config, 0, lambda trainer: 0.0, 1)
+    datamanager, of_view = trainer.pipeline.datamanager, trainer.pipeline.datamanager.statistics()
+    height, width = datamanager.size
+    return {
+        "seconds": run.seconds,
+        "steps": options.run_steps,
+        "photo_rays": len(datamanager.photos) * height * width if datamanager.photos is not None else 0,
+        "first_rays": config.pipeline.datamanager.initial_views * of_view["view_height"] * of_view["view_width"],
+        "share": config.pipeline.datamanager.filling_share,
+        "views": of_view["views"],
+        **work_of(trainer),
+    }
+
+
+def predict_run(coefficients: Dict[str, float], teacher: Dict[str, float], run: Dict[str, float]) -> float:
+    """Seconds of a run by the model: the teacher's depth of the photos, its first views, and the steps.
+
+    The teacher has its share of the time, which the first views use up.
+    """
+    steps = 1e-3 * run["steps"] * predict(coefficients, run)
+    rays = teacher["rays_per_second"]
+    training = max(run["first_rays"] / rays + steps, steps / (1 - run["share"]))
+    return teacher["ready_seconds"] + run["photo_rays"] / rays + training
+
+
 def run_benchmark(options: Options) -> Dict:
     """Everything for the JSON file."""
     with tempfile.TemporaryDirectory() as folder:
@@ -200,10 +233,14 @@ def run_benchmark(options: Options) -> Dict:
             found = apart(measure_shape, options, shape, Path(folder))
             shapes[shape.name] = min(shapes.get(shape.name, found), found, key=lambda each: each["milliseconds"])
         taught = apart(measure_teacher, options)
+        runs = {shape.name: apart(measure_run, options, shape, Path(folder)) for shape in RUNS}
     coefficients = fit([shapes[shape.name] for shape in FITTED])
     for found in shapes.values():
         found["predicted_milliseconds"] = round(predict(coefficients, found), 1)
         found["error"] = round(found["predicted_milliseconds"] / found["milliseconds"] - 1, 3)
+    for found in runs.values():
+        found["predicted_seconds"] = round(predict_run(coefficients, taught, found), 1)
+        found["error"] = round(found["predicted_seconds"] / found["seconds"] - 1, 3)
     return {
         "data": options.data.resolve().name,
         "milliseconds_for": {term: round(value, 3) for term, value in coefficients.items()},
@@ -212,6 +249,7 @@ def run_benchmark(options: Options) -> Dict:
         "teacher": taught,
         "shapes": {name: {**asdict(shape), **shapes[name]} for shape in (*FITTED, *CHECKED) for name in [shape.name]},
         "checked": [shape.name for shape in CHECKED],
+        "runs": runs,
     }
 
 
@@ -233,6 +271,8 @@ def main() -> None:
         f"{per['megapixels']:.0f} ms a megapixel; the teacher: {results['teacher']['rays_per_second']} rays/s"
     )
     console.print(table)
+    for name, run in results["runs"].items():
+        console.print(f"{name}, {run['steps']} steps: {run['seconds']:.0f} s, model {run['predicted_seconds']:.0f} s")
     write_figures(with_machine(results, default_device()), options.json)
 
 
