@@ -130,9 +130,9 @@ def test_the_cost_of_tiny_steps(run, monkeypatch):
     results = run(cost, steps=[4], rounds=[2], **{"run-steps": [3]})
     found = results["shapes"]["mobiler2l D6 W16, 3 patches"]
     assert results["checked"] == ["mobiler2l D6 W16, 3 patches"] and results["teacher"]["rays_per_second"] > 0
-    assert found["megapixels"] == pytest.approx(3 * 80 * 80 / 1e6) and found["milliseconds"] > 0
+    assert found["layers"] == 6 and found["milliseconds"] > 0
     smaller = results["shapes"]["mobiler2l D6 W16, 2 patches"]
-    for name in ("gmac", "saved_mb"):  # in proportion to the patches
+    for name in ("gmac", "kept_gb"):  # in proportion to the patches
         assert found[name] == pytest.approx(1.5 * smaller[name], rel=0.1), name
     assert found["optimizer_gmac"] == smaller["optimizer_gmac"] > 0
     (whole,) = results["runs"].values()
@@ -144,20 +144,18 @@ def test_the_cost_of_tiny_steps(run, monkeypatch):
 def test_the_model_of_a_run_by_hand():
     """2 s for the teacher, 1 s for the photos; 10 steps of 0.3 s beside 4 s or 0.5 s of first views."""
     teacher = {"ready_seconds": 2.0, "rays_per_second": 1000}
-    run = {"step": 1.0, "gmac": 10.0, "optimizer_gmac": 0.0, "megapixels": 0.0, "steps": 10, "photo_rays": 1000}
+    run = {**dict.fromkeys(cost.TERMS, 0.0), "step": 1.0, "gmac": 10.0, "steps": 10, "photo_rays": 1000}
     run.update(share=0.25, first_rays=4000)
-    per = {"step": 100.0, "gmac": 20.0, "optimizer_gmac": 0.0, "megapixels": 0.0}
+    per = {**dict.fromkeys(cost.TERMS, 0.0), "step": 100.0, "gmac": 20.0}
     assert cost.predict_run(per, teacher, run) == pytest.approx(2 + 1 + 4 + 3)
     assert cost.predict_run(per, teacher, {**run, "first_rays": 500}) == pytest.approx(2 + 1 + 3 / 0.75)
 
 
 def test_the_model_of_a_step_by_hand():
     """Steps that follow the model exactly give it back."""
-    per = {"step": 20.0, "gmac": 10.0, "optimizer_gmac": 5.0, "megapixels": 300.0}
-    shapes = [
-        {"step": 1.0, "gmac": gmac, "optimizer_gmac": optimizer, "megapixels": pixels}
-        for gmac, optimizer, pixels in ((1, 2, 0.1), (10, 2, 0.5), (5, 15, 0.2), (20, 15, 0.1), (3, 1, 0.9))
-    ]
+    per = dict(zip(cost.TERMS, (20.0, 2.0, 10.0, 5.0, 300.0)))
+    work = ((6, 1, 2, 0.1), (6, 10, 2, 0.5), (60, 5, 15, 0.2), (60, 20, 15, 0.1), (24, 3, 1, 0.9), (24, 8, 1, 0.1))
+    shapes = [dict(zip(cost.TERMS, (1.0, *terms))) for terms in work]
     measured = [{**shape, "milliseconds": cost.predict(per, shape)} for shape in shapes]
     assert cost.fit(measured) == pytest.approx(per, rel=1e-6)
 

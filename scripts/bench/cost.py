@@ -35,7 +35,7 @@ from mobiler2l_ns.teacher.frozen import FrozenTeacher
 from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig
 
 NEWTON_SCHULZ = 5  # iterations of Muon
-TERMS = "step", "gmac", "optimizer_gmac", "megapixels"
+TERMS = "step", "layers", "gmac", "optimizer_gmac", "kept_gb"
 
 
 @dataclass
@@ -56,11 +56,11 @@ class Shape:
 
 
 FITTED = (
-    Shape("mobiler2l", 2), Shape("mobiler2l", 6), Shape("mobiler2l", 12), Shape("mobiler2l", 4, 60, 128),
-    Shape("mobiler2l", 16, 60, 128), Shape("mobiler2l", 8, 24, 192), Shape("mobiler2l", 4, 24, 64),
-    Shape("mobiler2l-compact", 24), Shape("mobiler2l-small", 4), Shape("mobiler2l-small", 12),
+    Shape("mobiler2l", 100), Shape("mobiler2l-compact", 100), Shape("mobiler2l-small", 22), Shape("mobiler2l", 2),
+    Shape("mobiler2l", 6), Shape("mobiler2l", 12), Shape("mobiler2l", 4, 60, 128), Shape("mobiler2l", 16, 60, 128),
+    Shape("mobiler2l", 8, 24, 192), Shape("mobiler2l", 4, 24, 64), Shape("mobiler2l-small", 4),
 )  # fmt: skip
-CHECKED = Shape("mobiler2l-small", 22), Shape("mobiler2l-compact", 12), Shape("mobiler2l", 9, 40, 256)
+CHECKED = Shape("mobiler2l-small", 12), Shape("mobiler2l-compact", 12), Shape("mobiler2l", 9, 40, 256)
 RUNS = Shape("mobiler2l-small", 22), Shape("mobiler2l-compact", 12)
 
 
@@ -97,16 +97,16 @@ def config_of(options: Options, shape: Shape, folder: Path) -> DistillationTrain
 
 
 def work_of(trainer: DistillationTrainer) -> Dict[str, float]:
-    """Work of a step: that of forward and backward passes, that of Muon, and the pixels of the batch."""
+    """Work of a step: layers, that of forward and backward passes, and that of Muon."""
     model, datamanager = trainer.pipeline.model, trainer.config.pipeline.datamanager
     side = datamanager.patch_cells
     macs = datamanager.patches_per_batch * sum(count_macs(part, side, side) for part in (model.network, model.embedder))
     matrices = [p for group in trainer.optimizers.optimizers["matrices"].param_groups for p in group["params"]]
     work = {
         "step": 1.0,
+        "layers": model.config.network.depth,
         "gmac": 3e-9 * macs,  # the gradients of inputs and of weights take as much as the outputs
         "optimizer_gmac": 1e-9 * sum(newton_schulz_macs(p) for p in matrices),
-        "megapixels": 1e-6 * datamanager.patches_per_batch * flagship.pixels_of_patch(trainer.config),
     }
     return {name: round(value, 4) for name, value in work.items()}
 
@@ -118,8 +118,8 @@ def newton_schulz_macs(weights: nn.Parameter) -> int:
     return NEWTON_SCHULZ * (2 * m * m * n + m**3)
 
 
-def saved_megabytes(trainer: DistillationTrainer, step: int) -> float:
-    """What a step keeps for its backward pass, without the weights."""
+def kept_gigabytes(trainer: DistillationTrainer, step: int) -> float:
+    """What a step keeps for its backward pass, without the weights. It is written and read, which takes time."""
     weights = {p.untyped_storage().data_ptr() for p in trainer.pipeline.model.parameters()}
     kept: Dict[int, int] = {}
 
@@ -131,7 +131,7 @@ def saved_megabytes(trainer: DistillationTrainer, step: int) -> float:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         take_step(trainer, step)
-    return sum(kept.values()) / 1e6
+    return round(sum(kept.values()) / 1e9, 4)
 
 
 def measure_shape(options: Options, shape: Shape, folder: Path) -> Dict[str, float]:
@@ -152,7 +152,7 @@ def measure_shape(options: Options, shape: Shape, folder: Path) -> Dict[str, flo
         "milliseconds": round(1e3 * float(np.median(np.diff(ends[options.steps // 4 :]))), 1),
         **work_of(trainer),
         "parameters": parameters,
-        "saved_mb": round(saved_megabytes(trainer, options.steps), 1),
+        "kept_gb": kept_gigabytes(trainer, options.steps),
         "peak_mb": round(peak / 1e6),
         "pool_mb": round(run.pool_bytes / 1e6, 1),
     }
@@ -211,6 +211,7 @@ def measure_run(options: Options, shape: Shape, folder: Path) -> Dict[str, float
         "share": config.pipeline.datamanager.filling_share,
         "views": of_view["views"],
         **work_of(trainer),
+        "kept_gb": kept_gigabytes(trainer, options.run_steps),
     }
 
 
@@ -258,17 +259,18 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     check_capture(options.data)
     results = run_benchmark(options)
-    headings = "step", "GMAC", "Muon's GMAC", "Mpixels", "ms", "model [ms]", "kept [MB]", "peak [MB]"
+    headings = "step", "layers", "GMAC", "Muon's GMAC", "kept [GB]", "ms", "model [ms]", "peak [MB]"
     table = new_table(f"{results['data']}, a training step", *headings)
     for name, found in results["shapes"].items():
         note = " (not fitted)" if name in results["checked"] else ""
-        work = (f"{found[term]:.2f}" for term in ("gmac", "optimizer_gmac", "megapixels"))
+        work = (f"{found[term]:.2f}" for term in TERMS[2:])
         times = f"{found['milliseconds']:.0f}", f"{found['predicted_milliseconds']:.0f}"
-        table.add_row(f"{name}{note}", *work, *times, f"{found['saved_mb']:.0f}", f"{found['peak_mb']:.0f}")
+        table.add_row(f"{name}{note}", str(found["layers"]), *work, *times, f"{found['peak_mb']:.0f}")
     per = results["milliseconds_for"]
     table.caption = (
-        f"{per['step']:.1f} ms + {per['gmac']:.1f} ms a GMAC + {per['optimizer_gmac']:.1f} ms a GMAC of Muon + "
-        f"{per['megapixels']:.0f} ms a megapixel; the teacher: {results['teacher']['rays_per_second']} rays/s"
+        f"{per['step']:.1f} ms + {per['layers']:.2f} ms a layer + {per['gmac']:.1f} ms a GMAC + "
+        f"{per['optimizer_gmac']:.1f} ms a GMAC of Muon + {per['kept_gb']:.0f} ms a GB kept; the teacher: "
+        f"{results['teacher']['rays_per_second']} rays/s"
     )
     console.print(table)
     for name, run in results["runs"].items():
