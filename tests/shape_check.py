@@ -27,8 +27,8 @@ def has_shape(hint: Any) -> bool:
 def check(function: F) -> F:
     """Decorates a function so that shapes of its arguments and its result are checked at each call.
 
-    While torch traces, nothing is checked: each shape that is read would become nodes of the graph, and the exporters
-    would take several times as long. The same modules are checked wherever else they are called.
+    While torch traces, nothing is checked: torch would trace the reading of each shape, too, and exports would take
+    several times as long. The same modules are checked wherever else they are called.
     """
     function.__annotations__ = {name: hint for name, hint in function.__annotations__.items() if has_shape(hint)}
     if not function.__annotations__:
