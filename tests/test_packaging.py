@@ -207,10 +207,10 @@ def test_the_commands_of_the_wheel(environment, methods, tmp_path):
     command = environment.with_name("ns-export-mobiler2l")
     assert command.read_text().startswith(f"#!{environment}\n") and os.access(command, os.X_OK)
     code = (
-        "import contextlib, runpy, sys\n"
+        "import runpy, sys\n"
         "sys.argv = ['ns-export-mobiler2l', '--help']\n"
-        f"with contextlib.suppress(SystemExit): runpy.run_path({str(command)!r}, run_name='__main__')\n"
-        "print('END OF THE EXPORT')\n"
+        f"try: runpy.run_path({str(command)!r}, run_name='__main__')\n"
+        "except SystemExit as end: print('END OF THE EXPORT', end.code or 0)\n"
         "import mobiler2l_ns.method_configs\n"
         "for name, module in sorted(sys.modules.items()):\n"
         "    if name.startswith('mobiler2l_ns') and module.__file__: print('FILE', module.__file__)\n"
@@ -223,7 +223,7 @@ def test_the_commands_of_the_wheel(environment, methods, tmp_path):
         env={"COLUMNS": "200", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    export, end, listing = done.stdout.partition("END OF THE EXPORT\n")
+    export, end, listing = done.stdout.partition("END OF THE EXPORT 0\n")
     assert end and "--load-config" in export and "mobiler2l-teacher" not in export
     files = [line.removeprefix("FILE ") for line in done.stdout.splitlines() if line.startswith("FILE ")]
     assert len(files) > 20 and all(file.startswith(str(environment.parents[1])) for file in files), files

@@ -112,6 +112,25 @@ def with_machine(figures: Dict, device: torch.device, threads: Optional[int] = N
     return {"command": command, "machine": machine(device, threads), **figures}
 
 
+def earlier_figures(path: Path, same: Dict, others: str) -> Dict:
+    """Figures that a file has of earlier commands, without their command and machine; {} without a file.
+
+    Args:
+        path: The file.
+        same: Options that these commands must share.
+        others: What the file has if they do not.
+
+    Raises:
+        UserError: They do not.
+    """
+    if not path.is_file():
+        return {}
+    written = json.loads(path.read_text())
+    if not same.items() <= written.items():
+        raise UserError(f"{path} has {others}: name another file with --json, or delete it.")
+    return {name: value for name, value in written.items() if name not in ("command", "machine")}
+
+
 def write_figures(figures: Dict, path: Path) -> None:
     """Writes figures as JSON.
 

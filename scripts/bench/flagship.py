@@ -7,7 +7,6 @@ written after each student, and join those that the file has from earlier comman
 """
 
 import functools
-import json
 import math
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from bench.common import (
     check_capture,
     console,
     default_device,
+    earlier_figures,
     mean,
     new_table,
     plot_curves,
@@ -35,7 +35,6 @@ from bench.common import (
 from bench.distillation import Options as CaptureOptions
 from bench.distillation import capture_config, largest_fall, pairs, quality, student_pairs
 from bench.equal_time import held_out_photos, train_within
-from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.pruning.report import measure
 from mobiler2l_ns.trainer import DistillationTrainerConfig
 
@@ -122,20 +121,6 @@ def measure_method(options: Options, method: str, outputs: Path) -> Tuple[Dict, 
     return figures, teacher, [torch.cat(column) for column in columns]
 
 
-def earlier(path: Path, same: Dict) -> Dict:
-    """What the file has of commands with the same capture and batches; without a file no students.
-
-    Raises:
-        UserError: The file has students of other options.
-    """
-    if not path.is_file():
-        return {**same, "columns": ["photo", "teacher"], "teacher": {}, "students": {}}
-    written = json.loads(path.read_text())
-    if not same.items() <= written.items():
-        raise UserError(f"{path} has students with other options: name another file with --json, or delete it.")
-    return {name: value for name, value in written.items() if name not in ("command", "machine")}
-
-
 def add_picture(path: Path, columns: List[str], pictures: Dict[str, Tensor]) -> None:
     """Writes the columns (H, W, 3) of a picture side by side; those that are not given are in the file."""
     from torchvision.io import read_image
@@ -156,13 +141,14 @@ def run_benchmark(options: Options, path: Path) -> Dict:
         "seconds_given": options.seconds,
         "seed": options.seed,
     }
-    results = earlier(path, same)
+    read_earlier = functools.partial(earlier_figures, path, same, "students with other options")
+    results = read_earlier()
     for method in options.methods:
         with tempfile.TemporaryDirectory() as folder:
             figures, taught, pictures = measure_method(options, method, Path(folder))
-        results = earlier(path, same)  # another process may have measured another method meanwhile
-        results["teacher"], results["students"][method] = taught, figures
-        results["columns"] = [*dict.fromkeys([*results["columns"], method])]
+        results = read_earlier()  # another process may have measured another method meanwhile
+        students = {**results.get("students", {}), method: figures}
+        results = {**same, "columns": ["photo", "teacher", *students], "teacher": taught, "students": students}
         write_figures(with_machine(results, default_device()), path)
         runs = [{"recipe": name, "curve": student["curve"]} for name, student in results["students"].items()]
         plot_curves(runs, AXES, "psnr", f"held-out PSNR [dB] at {results['resolution']}", path.with_suffix(".png"))

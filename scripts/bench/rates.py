@@ -8,7 +8,6 @@ fine-tuned. The figures are written after each run, and join those that the file
 
 import copy
 import itertools
-import json
 import math
 import sys
 import tempfile
@@ -22,11 +21,18 @@ if __name__ == "__main__":  # modules are found in scripts/, not in scripts/benc
 import tyro
 
 from bench import flagship
-from bench.common import check_capture, console, default_device, new_table, with_machine, write_figures
+from bench.common import (
+    check_capture,
+    console,
+    default_device,
+    earlier_figures,
+    new_table,
+    with_machine,
+    write_figures,
+)
 from bench.distillation import mean_of, student_pairs
 from bench.equal_time import held_out_photos, keep_views
 from bench.training import train
-from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig
 from mobiler2l_ns.training.finite_steps import Diverged
 from mobiler2l_ns.training.metrics import psnr
@@ -80,7 +86,8 @@ def config_of(options: Options, width: int, steps: int, rate: float, folder: Pat
 def run_benchmark(options: Options) -> Dict:
     """Everything for the JSON file."""
     same = {"data": options.data.resolve().name, "depth": options.depth, "views": options.views, "seed": options.seed}
-    runs = read_runs(options.json, same)
+    others = "runs with another capture, depth, seed or number of views"
+    runs = earlier_figures(options.json, same, others).get("runs", [])
     photos = []
 
     def score(trainer: DistillationTrainer) -> float:
@@ -103,20 +110,6 @@ def run_benchmark(options: Options) -> Dict:
             results = {**same, "best": best_of_each(runs), "runs": runs}
             write_figures(with_machine(results, default_device()), options.json)
     return results
-
-
-def read_runs(path: Path, same: Dict) -> List[Dict]:
-    """The runs that a file has already.
-
-    Raises:
-        UserError: They are not comparable.
-    """
-    if not path.is_file():
-        return []
-    written = json.loads(path.read_text())
-    if not same.items() <= written.items():
-        raise UserError(f"{path} has runs with another capture, depth, seed or number of views: name another --json.")
-    return written["runs"]
 
 
 def best_of_each(runs: List[Dict]) -> List[Dict]:
