@@ -6,6 +6,7 @@ A run is a folder ``OUTPUTS/<experiment>/<method>/<timestamp>/`` with ``config.y
 
 import importlib.util
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, BinaryIO, Dict, List, Optional, Tuple
@@ -40,12 +41,23 @@ def find_runs(outputs: Path) -> List[Path]:
 
 
 def load_dataparser_transform(config_path: Path) -> Optional[Tuple[Tensor, float]]:
-    """Pose transform (3, 4) and scale of the world that a run was trained in, or None where the run did not save it."""
+    """Pose transform (3, 4) and scale of the world that a run was trained in, or None where the run did not save it.
+
+    Raises:
+        UserError: The file is damaged.
+    """
     path = config_path.parent / "dataparser_transforms.json"
     if not path.is_file():
         return None
-    saved = json.loads(path.read_text())
-    return torch.tensor(saved["transform"]), float(saved["scale"])
+    try:
+        saved = json.loads(path.read_bytes())
+        transform, scale = torch.tensor(saved["transform"], dtype=torch.float32), float(saved["scale"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        transform, scale = torch.empty(0), 0.0
+    # The comparison with the world of a student would let NaN through.
+    if transform.shape != (3, 4) or not (transform.isfinite().all() and 0 < scale < math.inf):
+        raise UserError(f"{path} is damaged: copy the run again from where it was trained, or train it again.")
+    return transform, scale
 
 
 def load_model(config_path: Path, device) -> Tuple[Model, int]:

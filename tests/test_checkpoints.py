@@ -2,6 +2,8 @@
 
 import copy
 import io
+import json
+import re
 
 import pytest
 import torch
@@ -170,9 +172,18 @@ def test_runs_are_found_newest_first(tmp_path):
 
 def test_the_dataparsers_world(run):
     assert load_dataparser_transform(run) is None
-    (run.parent / "dataparser_transforms.json").write_text('{"transform": [[1, 2], [3, 4]], "scale": 0.5}')
+    rows = [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]]
+    path = run.parent / "dataparser_transforms.json"
+    path.write_text(json.dumps({"transform": rows, "scale": 0.5}))
     transform, scale = load_dataparser_transform(run)
-    assert transform.tolist() == [[1, 2], [3, 4]] and scale == 0.5
+    assert transform.tolist() == rows and scale == 0.5
+    unlike = [{"transform": rows[:2]}, {"transform": [*rows[:2], [0, 0, 0, "nan"]]}, {"scale": float("nan")},
+              {"transform": [*rows[:2], [0, 0, 0, float("inf")]]}, {"scale": 0}, {"scale": None}]  # fmt: skip
+    texts = [json.dumps({"transform": rows, "scale": 0.5, **change}) for change in unlike]
+    for damaged in (*texts, "", "{", "[]", "7", "{}", "[" * 100_000):
+        path.write_text(damaged)
+        with pytest.raises(UserError, match=rf"{re.escape(str(path))} is damaged: "):
+            load_dataparser_transform(run)
 
 
 @pytest.mark.parametrize("room", [0, 100, 5000, 60_000])

@@ -247,6 +247,10 @@ CASES = {
         )),
         "was trained in another world",
     ),
+    "a teacher of a damaged world": (
+        after(lambda p: (p.teacher.parent / "dataparser_transforms.json").write_text("{")),
+        "dataparser_transforms.json is damaged: copy the run again",
+    ),
     # Checkpoints to resume
     "no folder to resume": (student_with("resume", load_dir=Path("nowhere")), "nowhere has no step-"),
     "no step to resume": (student_with("resume", load_dir=Path("nowhere"), load_step=3), "step-000000003.ckpt"),
