@@ -6,7 +6,8 @@ import sys
 
 import pytest
 import torch
-from bench import cost, flagship, rates
+from bench import cost, equal_time, flagship, rates
+from bench.training import Run
 from builders import one_sentence
 from PIL import Image
 
@@ -67,6 +68,27 @@ def test_students_of_several_commands_share_a_file(capture, teacher, tmp_path, m
     assert results.items() <= json.loads((tmp_path / "a.json").read_text()).items()
     with Image.open(tmp_path / "a-views.png") as views:
         assert [views.getpixel((2 + 4 * column, 3))[0] for column in range(4)] == [0, 255, 51, 153]
+
+
+def test_the_published_recipe_has_time_for_its_views(capture, tmp_path, monkeypatch):
+    """Views of 2 s fill a fifth of 100 s. The probe renders few of them, and the rest of the time is for steps."""
+    config = flagship.config_of(flagship.Options(capture, tmp_path, (32, 32)), "mobiler2l-paper", tmp_path)
+    trained, probed = [], []
+
+    def train(config, *args, **kwargs):
+        trained.append(config.pipeline.datamanager.initial_views)
+        return Run("mobiler2l-paper", 0, 1, teacher_seconds=2.0 * trained[-1]), None
+
+    def steps_within(config, seconds, probe_steps, seed):
+        probed.append((config.pipeline.datamanager.initial_views, seconds))
+        return 7
+
+    monkeypatch.setattr(equal_time, "train", train)
+    monkeypatch.setattr(equal_time, "steps_within", steps_within)
+    equal_time.fit_run(config, 100.0, 3, 0)
+    assert trained == [equal_time.FEW_VIEWS] and probed == [(equal_time.FEW_VIEWS, 80.0)]
+    assert config.pipeline.datamanager.pool_views == config.pipeline.datamanager.initial_views == 10
+    assert config.max_num_iterations == 7
 
 
 def test_sharpness_by_hand():
