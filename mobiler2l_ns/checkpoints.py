@@ -4,7 +4,6 @@ A run is a folder ``OUTPUTS/<experiment>/<method>/<timestamp>/`` with ``config.y
 ``nerfstudio_models/step-*.ckpt``.
 """
 
-import importlib.util
 import json
 import math
 import re
@@ -14,6 +13,7 @@ from typing import Any, BinaryIO, Dict, List, Optional, Tuple
 import torch
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.models.base_model import Model
+from nerfstudio.utils import external
 from torch import Tensor
 
 from mobiler2l_ns.compat import allow_numpy_scalars, without_lpips_download
@@ -183,9 +183,10 @@ def _build_model(model_config, state: Dict[str, Tensor], device, path: Path) -> 
     a_row_an_image = ("embedding_appearance.embedding.weight", "camera_optimizer.pose_adjustment", "bil_grids.grids")
     num_images = next((len(value) for key, value in state.items() if key.endswith(a_row_an_image)), 1)
     uses_tcnn = any("tcnn_encoding" in key for key in state)
-    if uses_tcnn and importlib.util.find_spec("tinycudann") is None:
+    if uses_tcnn and not (external.TCNN_EXISTS and torch.device(device).type == "cuda"):
         raise UserError(
-            f"{path} needs tiny-cuda-nn: install it, or train the run with --pipeline.model.implementation torch."
+            f"{path} needs tiny-cuda-nn on an NVIDIA GPU: install it there, or train the run with "
+            "--pipeline.model.implementation torch."
         )
     if hasattr(model_config, "implementation"):
         # config.yml says "tcnn" even where nerfstudio fell back to torch; the weights know better.

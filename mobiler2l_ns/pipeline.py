@@ -125,8 +125,8 @@ class DistillationPipeline(VanillaPipeline):
         return outputs, losses, metrics
 
     def get_eval_loss_dict(self, step: int):
-        """nerfstudio's, outside the training time."""
-        with self.datamanager.budget.exclude():
+        """nerfstudio's, outside the training time and without the gradients, for which there may be no memory."""
+        with self.datamanager.budget.exclude(), torch.no_grad():
             return super().get_eval_loss_dict(step)
 
     def get_eval_image_metrics_and_images(self, step: int):

@@ -3,7 +3,7 @@
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Literal, Optional, Type
+from typing import Any, ContextManager, Dict, Literal, Optional, Type
 
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
@@ -13,7 +13,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from mobiler2l_ns.checkpoints import read_checkpoint, write_checkpoint
 from mobiler2l_ns.errors import UserError, first_line
 from mobiler2l_ns.training.finite_steps import FiniteSteps
-from mobiler2l_ns.training.memory import keep_freed_memory
+from mobiler2l_ns.training.memory import gpu_memory, keep_freed_memory
 from mobiler2l_ns.training.progress import log_line
 from mobiler2l_ns.training.random_state import random_state, set_random_state
 from mobiler2l_ns.training.schedulers import CosineLR
@@ -70,7 +70,8 @@ class DistillationTrainer(Trainer):
         if test_mode == "val" and self.device == "cpu":
             keep_freed_memory()
         self._plan_run()
-        super().setup(test_mode)
+        with self._memory("the training data"):
+            super().setup(test_mode)
         pixels = self.pipeline.datamanager.get_train_rays_per_batch() * comms.get_world_size()
         for scheduler in self.optimizers.schedulers.values():
             if isinstance(scheduler, CosineLR):
@@ -111,10 +112,12 @@ class DistillationTrainer(Trainer):
         self._start_step = int(saved["step"]) + 1
         try:
             self.pipeline.load_pipeline(saved["pipeline"], saved["step"])
+            self._follow_parameters()
             self.optimizers.load_optimizers(saved["optimizers"])
             if self.config.load_scheduler:
                 self.optimizers.load_schedulers(saved.get("schedulers", {}))
-            self.grad_scaler.load_state_dict(saved["scalers"])
+            if saved["scalers"]:  # empty where the run did not scale its gradients, as on a CPU
+                self.grad_scaler.load_state_dict(saved["scalers"])
         except (RuntimeError, KeyError, ValueError) as error:
             # Weights of other shapes, groups of parameters that this method does not have, other parts of a model.
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
@@ -127,6 +130,25 @@ class DistillationTrainer(Trainer):
         if self._interrupted is not None and "pipeline" in self._interrupted:
             pipeline: Any = self.pipeline
             pipeline.resume(self._interrupted["pipeline"])
+
+    def _follow_parameters(self) -> None:
+        """Gives the optimizers the model's present parameters: splatfacto makes new ones when it loads a checkpoint."""
+        for name, parameters in self.pipeline.get_param_groups().items():
+            if name in self.optimizers.optimizers:
+                self.optimizers.parameters[name] = parameters
+                (group,) = self.optimizers.optimizers[name].param_groups
+                group["params"] = parameters
+
+    def train_iteration(self, step: int):
+        """nerfstudio's, with a UserError where the GPU's memory is too small."""
+        with self._memory("a training step"):
+            return super().train_iteration(step)
+
+    def _memory(self, what: str) -> ContextManager[None]:
+        datamanager, prefix = self.config.pipeline.datamanager, "--pipeline.datamanager."
+        sizes = "patches_per_batch", "pool_views", "reprojected_views", "train_num_rays_per_batch"
+        owned = [prefix + name.replace("_", "-") for name in sizes if hasattr(datamanager, name)]
+        return gpu_memory(f"{what} of {self.config.method_name}", " or ".join(owned))
 
     def train(self) -> None:
         """nerfstudio's, up to the planned end; SIGTERM ends it after a checkpoint."""

@@ -73,8 +73,9 @@ def weights_from_density(t_starts, t_ends, sigmas, packed_info):
 
 @pytest.fixture
 def as_if_cuda(monkeypatch):
-    """splatfacto and instant-ngp render on a CPU, and has_cuda() is true for it."""
+    """splatfacto and instant-ngp render on a CPU, has_cuda() is true for it, and no kernels are missing."""
     monkeypatch.setattr(teacher_kinds, "has_cuda", lambda device: True)
+    monkeypatch.setattr(teacher_kinds, "missing_kernels", lambda model_class: None)
     monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
     monkeypatch.setattr(splatfacto, "rasterization", rasterize)
     monkeypatch.setattr(nerfacc.OccGridEstimator, "sampling", sample_evenly)

@@ -83,6 +83,15 @@ def test_a_teacher_comes_back_with_sizes_read_off_its_weights(tmp_path):
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
+@pytest.mark.parametrize("installed, device", [(False, "cuda"), (True, "cpu")])
+def test_weights_of_tiny_cuda_nn_need_it_and_a_gpu(installed, device, monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoints.external, "TCNN_EXISTS", installed)
+    state = {"field.mlp_base.model.tcnn_encoding.params": torch.zeros(1)}
+    with pytest.raises(UserError, match="needs tiny-cuda-nn on an NVIDIA GPU") as caught:
+        checkpoints._build_model(TeacherModelConfig(), state, device, tmp_path / "step-000000001.ckpt")
+    one_sentence(caught)
+
+
 def test_model_state_keeps_only_the_models_own():
     value = torch.zeros(1)
     state = {"_model.a": value, "_model.module.b": value, "_model.lpips.net": value, "datamanager.c": value}

@@ -5,14 +5,18 @@ from collections import Counter
 
 import pytest
 import torch
+from fake_gpu import on_fake_gpu
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mobiler2l_ns.training.finite_steps import FiniteSteps
 from mobiler2l_ns.training.optimizers import Muon
 
 # A GPU has to finish its queue before the CPU knows the result, or the size of the result.
 WAITING = {
     "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::_unique2",
-    "aten::unique_dim", "aten::repeat_interleave.Tensor", "aten::bincount",
+    "aten::unique_dim", "aten::repeat_interleave", "aten::bincount",
+    "aten::lift_fresh",  # torch.tensor(...) of Python numbers, which is copied to the GPU next
 }  # fmt: skip
 
 
@@ -51,7 +55,10 @@ def test_the_counter_counts():
         float(x.sum())
         x[x > 1]
         x.nonzero()
-    assert {"aten::_local_scalar_dense", "aten::nonzero", "aten::index"} <= names
+        torch.tensor([1.0])
+        x.repeat_interleave(torch.tensor([1, 2, 3]))
+    assert {"aten::_local_scalar_dense", "aten::nonzero", "aten::index", "aten::lift_fresh"} <= names
+    assert "aten::repeat_interleave" in names
 
 
 @pytest.mark.parametrize("photo_share", [0.3, 1.0], ids=["distillation", "fine-tuning"])
@@ -71,3 +78,43 @@ def test_no_step_waits_for_the_gpu(build_pipeline, photo_share):
     with Waits() as waits:
         step(3)
     assert not waits.lines
+
+
+def test_the_fake_gpu_refuses_what_it_should():
+    with FakeTensorMode():
+        x = torch.rand(3, device="cuda")
+        with pytest.raises(RuntimeError, match="device"):
+            x + torch.rand(3)
+        with pytest.raises(DataDependentOutputException):
+            float(x.sum())
+        with pytest.raises(DynamicOutputShapeException):
+            x[x > 0]
+
+
+@pytest.mark.parametrize("photo_share", [0.3, 1.0], ids=["distillation", "fine-tuning"])
+def test_a_step_stays_on_the_gpu(build_pipeline, photo_share, monkeypatch):
+    """Batch, bf16 network, losses, metrics, a reprojected view and both optimizers, without the backward pass."""
+    pipeline = build_pipeline("rgbad", photo_share=photo_share, reprojected_share=0.5, photo_depth=True)
+    data, mode, dtypes = pipeline.datamanager, FakeTensorMode(), []
+    pipeline.get_train_loss_dict(0)  # views are rendered first, and what is kept of the lenses is made
+    data.reprojected.reprojector.render(data.pose_sampler.sample(1)[0])
+    on_fake_gpu(pipeline, mode)
+    groups, pipeline.model.renderer.precision = pipeline.get_param_groups(), "auto"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(data.budget, "views_due", lambda *missing: 0)
+    monkeypatch.setattr(data.reprojected, "advance", lambda step: None)
+    pipeline.model.network.head[0].register_forward_hook(lambda module, given, output: dtypes.append(output.dtype))
+    optimizers = {"matrices": Muon(groups["matrices"]), "others": torch.optim.AdamW(groups["others"])}
+    with mode:
+        _, losses, metrics = pipeline.get_train_loss_dict(1)
+        data.reprojected.pool.add(data.reprojected.reprojector.render(data.pool.c2w[0]), data.pool.c2w[0], step=1)
+        FiniteSteps(optimizers)
+        for optimizer in optimizers.values():
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    p.grad = torch.zeros_like(p)
+            optimizer.step()
+    found = [value for value in (*losses.values(), *metrics.values()) if isinstance(value, torch.Tensor)]
+    assert len(found) >= 5 and all(value.device.type == "cuda" and value.dtype == torch.float32 for value in found)
+    assert dtypes == [torch.bfloat16]

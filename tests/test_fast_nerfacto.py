@@ -150,6 +150,42 @@ def test_rays_that_meet_nothing_are_not_sampled(ball_model, camera):
     assert (outputs["accumulation"] > 0.5).sum() <= rays < 0.25 * 48 * 64
 
 
+class Half(torch.nn.Module):
+    """An encoding that returns fp16, as tiny-cuda-nn's does."""
+
+    def __init__(self, encoding):
+        super().__init__()
+        self.encoding = encoding
+
+    def forward(self, positions):
+        return self.encoding(positions).half()
+
+
+def test_a_linear_proposal_network_takes_codes_in_fp16():
+    model = build(proposal_net_args_list=[{**GRIDS, "use_linear": True}])
+    fast, network, points = FastNerfacto(model), model.proposal_networks[-1], torch.rand(5, 3)
+    expected = fast._proposal_density(points)
+    network.encoding = Half(network.encoding)
+    torch.testing.assert_close(fast._proposal_density(points), expected, rtol=1e-3, atol=0)
+
+
+def test_no_sample_is_visible(ball_model, camera):
+    """tiny-cuda-nn takes no empty batches."""
+
+    class Fog(torch.nn.Module):
+        def forward(self, positions):
+            return torch.full((len(positions), 1 + ball_model.field.geo_feat_dim), -30.0)
+
+    def head(inputs):
+        raise AssertionError("an empty batch")
+
+    fast = FastNerfacto(ball_model)
+    ball_model.field.mlp_base, ball_model.field.mlp_head = Fog(), torch.nn.Identity()
+    ball_model.field.mlp_head.forward = head
+    outputs = fast.outputs_for_camera(camera)
+    assert (outputs["rgb"] == 1).all() and outputs["accumulation"].max() < 1e-6
+
+
 def test_surface_depths_are_z(ball_model, camera, monkeypatch):
     """The nearest point of the ball is straight ahead, 3 - 0.6 away; its outline is farther."""
     monkeypatch.setattr(teacher, "load_teacher", lambda path, device: (ball_model, 0))

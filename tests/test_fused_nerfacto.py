@@ -283,6 +283,8 @@ def test_what_can_be_fused():
     assert not can_fuse(field.half(), sampler)
     assert not can_fuse(field.float().to("meta"), sampler)
     field = build().field
+    field.mlp_base.model = torch.nn.Identity()  # with tiny-cuda-nn this is one module and no Sequential
+    assert not can_fuse(field, sampler)
     field.mlp_base = torch.nn.Identity()
     assert not can_fuse(field, sampler)
 

@@ -26,6 +26,7 @@ from mobiler2l_ns.export.command import ExportMobileR2L
 from mobiler2l_ns.run_config import read_config
 from mobiler2l_ns.runtime import Renderer
 from mobiler2l_ns.teacher.frozen import FrozenTeacher, TeacherConfig
+from mobiler2l_ns.trainer import forget_writers
 from mobiler2l_ns.training.metrics import psnr
 
 if sys.version_info >= (3, 11):
@@ -153,6 +154,25 @@ def test_a_student_of_any_teacher(method, capture, tmp_path, as_if_cuda, monkeyp
     assert picture.shape == (8, 8, 5) and picture.isfinite().all()
     assert picture[..., :4].min() >= 0 and picture[..., :4].max() <= 1
     assert model.get_outputs_for_camera(camera)["depth"].isfinite().all()
+
+
+def test_splats_go_on_with_the_parameters_of_the_checkpoint(capture, tmp_path, as_if_cuda):  # noqa: F811
+    """splatfacto replaces its parameters while it loads them; the optimizers would train the old ones."""
+    method = "mobiler2l-teacher-splat"
+    run = two_steps(method, capture, tmp_path, model=OTHER_TEACHERS[method])
+    config = read_config(run)
+    config.load_dir = run.parent / "nerfstudio_models"
+    trainer = config.setup(local_rank=0, world_size=1)
+    trainer.setup()
+    optimizers, parameters = trainer.optimizers.optimizers, trainer.pipeline.model.gauss_params
+    assert {*optimizers} == {*parameters}
+    for name, optimizer in optimizers.items():
+        (group,) = optimizer.param_groups
+        assert group["params"][0] is parameters[name] is trainer.optimizers.parameters[name][0]
+    before = parameters["means"].clone()
+    trainer.train_iteration(2)
+    assert not torch.equal(parameters["means"], before)
+    forget_writers()
 
 
 # mobiler2l-compact is trained by the test of its benchmark, alpha and depth by the one of twelve pixels a ray.

@@ -129,10 +129,16 @@ def test_bf16_is_for_training_only():
     model, camera = make_model(), camera_at(4.0)
     model.renderer.precision = "bf16"
     seen = []
-    model.network.head[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    before = torch.backends.cudnn.allow_tf32
+
+    def look(module, inputs, output):
+        seen.append((output.dtype, torch.backends.cudnn.allow_tf32))
+
+    model.network.head[0].register_forward_hook(look)
     rays = student_view(camera, model.focal, model.upscale).rays
     assert model.train()(rays)["rgb"].dtype == model.eval()(rays)["rgb"].dtype == torch.float32
-    assert seen == [torch.bfloat16, torch.float32]
+    assert seen == [(torch.bfloat16, before), (torch.float32, False)]
+    assert torch.backends.cudnn.allow_tf32 == before
 
 
 def test_a_surface_is_computed_in_full_precision(monkeypatch):

@@ -15,6 +15,7 @@ from mobiler2l_ns.data.poses import PathPoses
 from mobiler2l_ns.data.reprojection import (
     DENSITY,
     INITIAL_VIEWS,
+    SPARE_PIXELS,
     ReprojectedViews,
     Reprojector,
     is_smooth,
@@ -189,6 +190,28 @@ def test_splat_by_hand():
     expected[0, 2] = torch.tensor([0.7, 0.7, 0.7, 1, 6.08 / 3, 1])
     torch.testing.assert_close(view, expected)
     assert not splat(points[:, :0], colours[:, :0], 10.0, (2, 4)).any()
+
+
+def test_points_that_fall_nowhere_are_spread(monkeypatch):
+    """On a GPU, points of one pixel wait for each other."""
+    targets, add = [], torch.Tensor.index_add_
+
+    def watch(self, dim, index, values):
+        targets.append(index)
+        return add(self, dim, index, values)
+
+    monkeypatch.setattr(torch.Tensor, "index_add_", watch)
+    view = splat(torch.full((3, 5 * SPARE_PIXELS), torch.nan), torch.ones(3, 5 * SPARE_PIXELS), 10.0, (2, 4))
+    assert not view.any() and targets[0].bincount().max() == 5
+
+
+def test_depths_keep_no_whole_view():
+    """Each is four bytes a pixel, where a view of the teacher is twenty."""
+    view = torch.rand(4, 6, 5)
+    cameras = pinhole_cameras(torch.eye(4)[None, :3].repeat(3, 1, 1), 10.0, 4, 6)
+    z, alpha = render_depths(lambda camera: view, cameras)
+    assert torch.equal(z, view[..., 4].expand(3, 4, 6)) and torch.equal(alpha, view[..., 3].expand(3, 4, 6))
+    assert z.untyped_storage().nbytes() == alpha.untyped_storage().nbytes() == 4 * 3 * 4 * 6
 
 
 def test_smooth_depth_by_hand():

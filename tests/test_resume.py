@@ -7,8 +7,10 @@ import signal
 import pytest
 import torch
 from builders import one_sentence, stub_teacher_config
+from nerfstudio.engine import trainer as engine
 
 from mobiler2l_ns.checkpoints import read_checkpoint
+from mobiler2l_ns.data.pool import ViewPool
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.trainer import DistillationTrainer
 from mobiler2l_ns.training.random_state import random_state, seed_all, set_random_state
@@ -247,6 +249,43 @@ def test_a_student_of_nan_replaces_no_checkpoint(start, at_step):
     one_sentence(caught)
     (kept,) = trainer.checkpoint_dir.iterdir()
     assert all(value.isfinite().all() for value in read_checkpoint(kept)["pipeline"].values())
+
+
+def test_a_run_without_a_gradient_scaler_goes_on_with_one(start, at_step, monkeypatch):
+    """A run on a CPU saves no state of a scaler, and a scaler that works takes no empty state."""
+
+    class Scaler(engine.GradScaler):
+        def load_state_dict(self, state_dict):
+            assert state_dict
+
+    at_step(2, interrupt)
+    first = start()
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    at_step(None)
+    monkeypatch.setattr(engine, "GradScaler", Scaler)
+    assert start(load_dir=first.checkpoint_dir)._start_step == 2
+
+
+def test_too_little_gpu_memory_is_one_sentence(start, monkeypatch):
+    def fill(*args, **kwargs):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    trainer = start()
+    monkeypatch.setattr(trainer.pipeline, "get_train_loss_dict", fill)
+    with pytest.raises(UserError, match="a training step of .* does not fit into the GPU's memory") as caught:
+        trainer.train_iteration(0)
+    sentence = one_sentence(caught)
+    assert "--pipeline.datamanager.patches-per-batch or --pipeline.datamanager.pool-views" in sentence
+    monkeypatch.setattr(ViewPool, "__init__", fill)
+    with pytest.raises(UserError, match="the training data of .* does not fit into the GPU's memory"):
+        start()
+
+
+def test_evaluation_keeps_no_graph(start):
+    """On a GPU there may be no memory for the gradients of whole views."""
+    _, losses, _ = start().pipeline.get_eval_loss_dict(0)
+    assert losses and not any(loss.requires_grad for loss in losses.values())
 
 
 @pytest.mark.parametrize("option", ["folder", "empty", "step", "file"])

@@ -5,6 +5,7 @@ splatfacto and instant-ngp are nerfstudio's own models with the kernels of cuda_
 
 import copy
 import math
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -353,6 +354,35 @@ def test_a_comparison_without_cuda_leaves_out_a_cuda_teacher(tmp_path, capsys, m
     path.write_text(yaml.dump(mobiler2l_teacher_splat.config))
     assert comparison._load_teacher(TeacherConfig(load_config=path)) is None
     assert "its column is left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("available, device", [(False, "cpu"), (True, "cuda")])
+def test_a_comparison_uses_the_gpu_if_there_is_one(available, device, tmp_path, monkeypatch):
+    """The weights of tiny-cuda-nn, which nerfacto may have, render on GPUs alone."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(TeacherConfig, "setup", lambda self, device: device)
+    path = tmp_path / "config.yml"
+    path.write_text(yaml.dump(mobiler2l_teacher.config))
+    assert comparison._load_teacher(TeacherConfig(load_config=path)) == device
+
+
+@pytest.mark.parametrize(
+    "spec, package", [(mobiler2l_teacher_ngp, "nerfacc"), (mobiler2l_teacher_splat, "gsplat")], ids=["ngp", "splat"]
+)
+@pytest.mark.parametrize("backend", [SimpleNamespace(_C=None), None], ids=["no compiler", "other torch"])
+def test_cuda_teachers_without_their_kernels(spec, package, backend, monkeypatch, tmp_path):
+    """Both when it is trained and when it teaches."""
+    monkeypatch.setattr(teacher_kinds, "has_cuda", lambda device: True)
+    monkeypatch.setitem(sys.modules, f"{package}.cuda._backend", backend)  # None: an ImportError
+    pipeline = copy.deepcopy(spec.config.pipeline)
+    with pytest.raises(UserError, match=f"needs {package}'s CUDA kernels: install its wheel") as caught:
+        pipeline.setup(device="cuda:0", test_mode="val", world_size=1, local_rank=0)
+    one_sentence(caught)
+    with pytest.raises(UserError, match=f"which needs {package}'s CUDA kernels") as caught:
+        teacher_kinds.check_teacher(tmp_path / "config.yml", spec.config, "cuda:0")
+    one_sentence(caught)
+    monkeypatch.setitem(sys.modules, f"{package}.cuda._backend", SimpleNamespace(_C=object()))
+    teacher_kinds.check_teacher(tmp_path / "config.yml", spec.config, "cuda:0")
 
 
 @pytest.mark.parametrize("spec", [mobiler2l_teacher_ngp, mobiler2l_teacher_splat], ids=["ngp", "splat"])

@@ -73,8 +73,10 @@ class PhotoSource:
         if not self.is_used:
             return None, None
         height, width = (density * side for side in self.size)
-        photos = load_photos(self.dataset, height, width, self.upscale, self.device, with_alpha=self.with_alpha)
-        return photos.hold_out(self.num_held_out)
+        # Divided on the CPU, so that the device never holds the photos twice.
+        photos = load_photos(self.dataset, height, width, self.upscale, "cpu", with_alpha=self.with_alpha)
+        rest, held_out = photos.hold_out(self.num_held_out)
+        return rest.to(self.device), None if held_out is None else held_out.to(self.device)
 
     def add_depth(
         self, photos: Optional[PhotoSet], render: Callable[[Cameras], Float[Tensor, "H W 5"]], pool: ViewPool,

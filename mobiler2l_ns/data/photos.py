@@ -50,6 +50,10 @@ class PhotoSet:
         """Bytes that the photos take."""
         return self.images.numel()
 
+    def to(self, device) -> "PhotoSet":
+        """The same photos on another device."""
+        return PhotoSet(self.images.to(device), self.cameras.to(device), self.upscale)
+
     def hold_out(self, count: int) -> Tuple["PhotoSet", Optional["PhotoSet"]]:
         """Two sets: the photos without ``count`` evenly spaced ones, and those; None if there are none, or if no photo
         would be left."""

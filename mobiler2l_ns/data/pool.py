@@ -91,7 +91,7 @@ class ViewPool:
         slot = self.num_added % self.capacity
         self.images[slot] = to_bytes(image, self.depths)
         self.c2w[slot] = c2w
-        self.corner[slot] = torch.tensor(corner)
+        self.corner[slot, 0], self.corner[slot, 1] = corner  # plain numbers: a GPU would wait for a copy of a tensor
         self.added_at[slot] = step
         if self._cache is not None:
             views, records = self._cache

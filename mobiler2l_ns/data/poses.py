@@ -55,6 +55,9 @@ class OrbitPoses:
         cosines = (self.directions @ self.directions.T).fill_diagonal_(-1).clamp(-1, 1)
         gaps = torch.arccos(cosines.max(dim=1).values) if len(c2w) > 1 else torch.zeros(1)
         self.reach = max(float(gaps.max()), math.radians(10))
+        tilted = self.up.roll(1) + torch.tensor([0.3, 0.2, 0.1]).to(self.up)
+        self.east = F.normalize(torch.linalg.cross(self.up, tilted), dim=-1)
+        self.north = torch.linalg.cross(self.up, self.east)
 
     def sample(self, count: int) -> Float[Tensor, "count 3 4"]:
         accepted = []
@@ -70,11 +73,7 @@ class OrbitPoses:
     def _draw_directions(self, count: int) -> Float[Tensor, "count 3"]:
         height = _uniform(count, *self.height).to(self.up)  # uniform height is uniform area on a sphere
         azimuth = torch.rand(count, device=self.up.device) * 2 * math.pi
-        east = F.normalize(
-            torch.linalg.cross(self.up, self.up.roll(1) + torch.tensor([0.3, 0.2, 0.1]).to(self.up)), dim=-1
-        )
-        north = torch.linalg.cross(self.up, east)
-        flat = azimuth.cos()[:, None] * east + azimuth.sin()[:, None] * north
+        flat = azimuth.cos()[:, None] * self.east + azimuth.sin()[:, None] * self.north
         return height[:, None] * self.up + (1 - height**2).clamp_min(0).sqrt()[:, None] * flat
 
 

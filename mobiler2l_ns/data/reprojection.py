@@ -30,6 +30,7 @@ NUM_SOURCES = 3
 MIN_POINTS = 2  # a pixel with fewer points is unknown
 MAX_DEPTH_RATIO = 1.05  # between neighbouring pixels; a larger one is the edge of something, where depth is a mixture
 SAME_SURFACE = 1.03  # points at most this much farther than the nearest one of a pixel count for it
+SPARE_PIXELS = 1024  # for the points that fall on no pixel
 INITIAL_VIEWS = 30  # before the first step
 REFRESH_EVERY = 4  # steps between two new views once the pool is full
 
@@ -45,7 +46,9 @@ class Reprojector:
 
     def __init__(self, photos: PhotoSet, depths: Float[Tensor, "N H W"], focal: float):
         self.images, self.cameras, self.focal = photos.images, photos.cameras, focal
-        self.depths, self.known, self.size = depths, is_smooth(depths), (depths.shape[1], depths.shape[2])
+        self.depths, self.size = depths, (depths.shape[1], depths.shape[2])
+        # One at a time: on a GPU the pooling makes indices of eight bytes a pixel.
+        self.known = torch.cat([is_smooth(depth) for depth in depths.split(1)])
         self.poses = photos.cameras.camera_to_worlds
         self.position, self.axis = self.poses[:, :, 3], -self.poses[:, :, 2]
         self.scale = torch.cdist(self.position, self.position).median().clamp_min(1e-6)
@@ -107,12 +110,14 @@ def splat(
     scale = focal / z
     x, y = (points[0] * scale + width / 2).floor(), (height / 2 - points[1] * scale).floor()
     inside = (z > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    outside = height * width  # a pixel more, for all other points
+    # All other points share some more pixels: on a GPU, points of one pixel wait for each other.
+    outside = height * width + torch.arange(len(z), device=z.device) % SPARE_PIXELS
     pixel = torch.where(inside, y * width + x, outside).long()
-    nearest = torch.full((outside + 1,), torch.inf, device=z.device).scatter_reduce_(0, pixel, z, "amin")
+    shape = height * width + SPARE_PIXELS
+    nearest = torch.full((shape,), torch.inf, device=z.device).scatter_reduce_(0, pixel, z, "amin")
     front = (z <= SAME_SURFACE * nearest[pixel]).float()
     values = torch.stack([*(colours * front), front, z * front])
-    total = torch.zeros(5, outside + 1, device=z.device).index_add_(1, pixel, values)[:, :-1]
+    total = torch.zeros(5, shape, device=z.device).index_add_(1, pixel, values)[:, : height * width]
     count = total[3]
     known = (count >= MIN_POINTS).float()
     mean = total / count.clamp_min(1) * known
@@ -123,12 +128,11 @@ def render_depths(
     render: Callable[[Cameras], Float[Tensor, "H W 5"]], cameras: Cameras
 ) -> Tuple[Float[Tensor, "N H W"], Float[Tensor, "N H W"]]:
     """The teacher's z and alpha at the photos' cameras."""
-    views = [
-        render(cameras[i : i + 1])[..., 3:5].to(cameras.device)
-        for i in track(range(len(cameras)), "Teacher renders the photos' depth", console=CONSOLE, transient=True)
-    ]
-    alpha, z = torch.stack(views).unbind(-1)
-    return z.contiguous(), alpha.contiguous()
+    shape = len(cameras), int(cameras.height[0]), int(cameras.width[0])
+    z, alpha = torch.empty(shape, device=cameras.device), torch.empty(shape, device=cameras.device)
+    for i in track(range(len(cameras)), "Teacher renders the photos' depth", console=CONSOLE, transient=True):
+        alpha[i], z[i] = render(cameras[i : i + 1])[..., 3:5].unbind(-1)
+    return z, alpha
 
 
 class ReprojectedViews:

@@ -132,11 +132,11 @@ def _load_teacher(teacher: TeacherConfig) -> Optional[Teacher]:
     if path is None or not path.is_file():
         CONSOLE.print("The teacher's run is missing: its column is left out.")
         return None
-    needs_cuda = is_a(read_config(path).pipeline.model._target, *CUDA_ONLY)
-    if needs_cuda and not torch.cuda.is_available():
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if is_a(read_config(path).pipeline.model._target, *CUDA_ONLY) and device == "cpu":
         CONSOLE.print("The teacher needs CUDA to render: its column is left out.")
         return None
-    return teacher.setup("cuda" if needs_cuda else "cpu")
+    return teacher.setup(device)
 
 
 def _render_files(renderer: Renderer, model: MobileR2LModel, camera: Cameras) -> Float[Tensor, "H W 3"]:

@@ -28,7 +28,7 @@ from mobiler2l_ns.student.embedder import Embedder, to_network_input
 from mobiler2l_ns.student.network import MobileR2LNetwork
 from mobiler2l_ns.student.sampler import Sampler
 from mobiler2l_ns.student.surface import SurfaceEmbedder
-from mobiler2l_ns.training.arithmetic import computes_in_bf16, full_precision
+from mobiler2l_ns.training.arithmetic import computes_in_bf16, full_precision, without_tf32
 
 MAX_RAYS = 1 << 16  # R2L's 1008 codes of as many rays take 0.26 GB
 Precision = Literal["auto", "fp32", "bf16"]
@@ -114,7 +114,9 @@ class StudentRenderer:
 
     def _arithmetic(self, device: torch.device) -> AbstractContextManager:
         precision = self.precision
-        if not self.network.training or precision == "fp32" or (precision == "auto" and not computes_in_bf16(device)):
+        if not self.network.training:
+            return without_tf32()
+        if precision == "fp32" or (precision == "auto" and not computes_in_bf16(device)):
             return nullcontext()
         return torch.autocast(device.type, dtype=torch.bfloat16)
 

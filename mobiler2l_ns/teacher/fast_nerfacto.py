@@ -153,6 +153,8 @@ class FastNerfacto:
         else:
             background = background * (1 - accumulation)
         visible = (weights > MIN_WEIGHT).view(-1).nonzero()[:, 0]
+        if len(visible) == 0:  # tiny-cuda-nn takes no empty batches
+            return {"rgb": background, "accumulation": accumulation, "depth": depth}
         ray = torch.div(visible, self.num_samples, rounding_mode="floor")
         colour = self._field_colour(rays_d, ray, features[visible]) * weights.view(-1)[visible, None]
         return {"rgb": background.index_add(0, ray, colour), "accumulation": accumulation, "depth": depth}
@@ -180,7 +182,8 @@ class FastNerfacto:
 
     def _proposal_density(self, positions: Float[Tensor, "N 3"]) -> Float[Tensor, "N"]:
         network = self.proposal_network
-        head = network.mlp_base if not network.use_linear else lambda x: network.linear(network.encoding(x))
+        # tiny-cuda-nn's encoding is fp16.
+        head = network.mlp_base if not network.use_linear else lambda x: network.linear(network.encoding(x).to(x))
         return network.average_init_density * torch.exp(head(positions)[:, 0].float())
 
     def _field_density(self, positions: Float[Tensor, "N 3"]) -> Tuple[Float[Tensor, "N"], Float[Tensor, "N G"]]:

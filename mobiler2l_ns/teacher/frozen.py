@@ -36,6 +36,7 @@ from mobiler2l_ns.teacher.kinds import (
 from mobiler2l_ns.teacher.lens import render_through_lens
 from mobiler2l_ns.teacher.teacher import Teacher
 from mobiler2l_ns.training.distributed import broadcast_from_main
+from mobiler2l_ns.training.memory import gpu_memory
 
 
 @dataclass
@@ -151,14 +152,12 @@ class FrozenTeacher:
         try:
             outputs = self._final_outputs(render, camera)
         except torch.cuda.OutOfMemoryError:
+            outputs = None  # inside of this handler the error would keep the tensors of the attempt
+        if outputs is None:
             self._take_fewer_rays_at_a_time()
-            try:
+            smaller = "--pipeline.datamanager.pool-views or --pipeline.datamanager.tile-cells"
+            with gpu_memory(f"a view of {self.config_path}", smaller):
                 outputs = self._final_outputs(render, camera)
-            except torch.cuda.OutOfMemoryError as error:
-                raise UserError(
-                    f"a view of {self.config_path} does not fit into the GPU's memory: end other programs that use the "
-                    "GPU, or pass smaller --pipeline.datamanager.pool-views or --pipeline.datamanager.tile-cells."
-                ) from error
         if "rgb" not in outputs:
             raise UserError(f"{self.config_path} renders no rgb, only {', '.join(outputs)}: pass another teacher.")
         for name, value, instead in (("accumulation", 1.0, "counts as opaque"), ("depth", 0.0, "teaches no depth")):

@@ -124,7 +124,8 @@ class FusedNerfacto:
 
 def can_fuse(field: NerfactoField, sampler: SpacedSampler) -> bool:
     """Whether a ``FusedNerfacto`` can render a field: it is on a CPU, numba works, and all parts are nerfacto's own."""
-    parts = [*getattr(field.mlp_base, "model", ())]
+    model = getattr(field.mlp_base, "model", None)  # one module of tiny-cuda-nn, where that is installed
+    parts = [*model] if isinstance(model, nn.Sequential) else []
     if [type(part) for part in parts] != [HashEncoding, MLP] or type(field.mlp_base) is not MLPWithHashEncoding:
         return False
     encoding, network, head = *parts, field.mlp_head

@@ -3,6 +3,7 @@
 Models are identified by the names of their classes, so that no model's module has to be imported.
 """
 
+import importlib
 from pathlib import Path
 from typing import Dict, Optional, Tuple, Union
 
@@ -18,10 +19,15 @@ from mobiler2l_ns.errors import UserError
 
 # instant-ngp's sampling (nerfacc), splatting (gsplat) and NeuS's encoding (tiny-cuda-nn) exist as CUDA kernels only.
 CUDA_ONLY = ("NGPModel", "SplatfactoModel", "SurfaceModel")
+# Packages whose kernels are part of their wheel, or are compiled at the first use.
+KERNELS = {"NGPModel": "nerfacc", "SplatfactoModel": "gsplat"}
 # Models whose depth is the distance from the camera plane; that of other models is the distance along the ray.
 DEPTH_IS_Z = ("SplatfactoModel", "SurfaceModel")
 # Rasterisers, which render every camera as a pinhole camera.
 IGNORE_LENS = ("SplatfactoModel",)
+INSTALL_KERNELS = (
+    "install its wheel for this torch and CUDA, or the CUDA toolkit (nvcc) of torch's version to compile them"
+)
 NO_TEACHERS = {
     "SemanticNerfWModel": "only its data set knows its classes",
     "GenerfactoModel": "it was made from text, without photos",
@@ -38,8 +44,21 @@ def has_cuda(device) -> bool:
     return torch.device(device).type == "cuda" and torch.cuda.is_available()
 
 
+def missing_kernels(model_class: type) -> Optional[str]:
+    """The package whose CUDA kernels a model needs and that has none here; None if there are all."""
+    for name, package in KERNELS.items():
+        if is_a(model_class, name):
+            try:
+                # The package loads or compiles its kernels in this module, and leaves None where it can do neither.
+                if importlib.import_module(f"{package}.cuda._backend")._C is None:
+                    return package
+            except (ImportError, OSError, RuntimeError):  # built for another torch, or the compiler fails
+                return package
+    return None
+
+
 class CudaOnly(VanillaPipeline):
-    """A pipeline that needs CUDA: raises UserError without it, before any data is loaded.
+    """A pipeline that needs CUDA and its kernels: raises UserError without, before any data is loaded.
 
     Attributes:
         method: Name of the method.
@@ -53,6 +72,8 @@ class CudaOnly(VanillaPipeline):
                 f"{self.method} needs an NVIDIA GPU with CUDA: "
                 "use mobiler2l-teacher-small --machine.device-type cpu here."
             )
+        if package := missing_kernels(config.model._target):
+            raise UserError(f"{self.method} needs {package}'s CUDA kernels: {INSTALL_KERNELS}.")
         super().__init__(config, device, *args, **kwargs)
 
 
@@ -72,6 +93,10 @@ def check_teacher(config_path: Path, config: TrainerConfig, device) -> None:
         raise UserError(
             f"{config_path} was trained with {method}, which only an NVIDIA GPU with CUDA can render: run this on one, "
             "or train another teacher with `ns-train mobiler2l-teacher-small --machine.device-type cpu`."
+        )
+    if package := missing_kernels(model_class):
+        raise UserError(
+            f"{config_path} was trained with {method}, which needs {package}'s CUDA kernels: {INSTALL_KERNELS}."
         )
 
 

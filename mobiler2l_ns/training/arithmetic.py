@@ -17,15 +17,18 @@ def computes_in_bf16(device: torch.device) -> bool:
 
 
 @contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Inside, convolutions compute in fp32: outside of any autocast, and not in TF32, which has ten bits like fp16.
-
-    torch lets cuDNN compute in TF32 by default.
-    """
+def without_tf32() -> Iterator[None]:
+    """Inside, fp32 convolutions are not computed in TF32, which has ten bits like fp16; torch lets cuDNN do that."""
     allowed = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
-        with torch.autocast(device.type, enabled=False):
-            yield
+        yield
     finally:
         torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Inside, convolutions compute in fp32: outside of any autocast, and not in TF32."""
+    with without_tf32(), torch.autocast(device.type, enabled=False):
+        yield

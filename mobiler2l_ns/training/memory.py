@@ -1,7 +1,13 @@
-"""Memory of a training step on a CPU."""
+"""Memory of a training: what a CPU keeps between two steps, and a GPU's that is too small."""
 
 import ctypes
 import sys
+from contextlib import contextmanager
+from typing import Iterator
+
+import torch
+
+from mobiler2l_ns.errors import UserError
 
 # Parameters of mallopt in glibc's malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
@@ -24,3 +30,20 @@ def keep_freed_memory() -> None:
     mallopt(M_MMAP_THRESHOLD, LARGEST_HEAP_BLOCK)
     mallopt(M_TRIM_THRESHOLD, KEPT)
     mallopt(M_TOP_PAD, LARGEST_HEAP_BLOCK)
+
+
+@contextmanager
+def gpu_memory(what: str, smaller: str) -> Iterator[None]:
+    """Inside, too little memory of a GPU is a UserError.
+
+    Args:
+        what: What has to fit into it.
+        smaller: Options that make it smaller.
+    """
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(
+            f"{what} does not fit into the GPU's memory: end other programs that use the GPU, or pass smaller "
+            f"{smaller}."
+        ) from error

@@ -73,7 +73,8 @@ class Muon(torch.optim.Optimizer):
                 # The step of a tall matrix is larger, so that the output of a layer changes as much for every shape.
                 step_size = group["lr"] * max(1.0, rows / columns) ** 0.5
                 for p, update in zip(params, orthogonalise(updates, dtype=_arithmetic(updates))):
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    if group["weight_decay"]:
+                        p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(update.view_as(p), alpha=-step_size)
         return loss
 

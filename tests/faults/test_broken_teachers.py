@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -57,9 +58,13 @@ class Large(torch.nn.Module):
     def __init__(self, fits: int):
         super().__init__()
         self.fits, self.config = fits, copy.copy(type("Config", (), {"eval_num_rays_per_chunk": 4096})())
+        self.last_rays = lambda: None
 
     def get_outputs_for_camera(self, camera):
-        if self.config.eval_num_rays_per_chunk > self.fits:
+        assert self.last_rays() is None  # nobody keeps what did not fit
+        rays = torch.zeros(self.config.eval_num_rays_per_chunk)
+        self.last_rays = weakref.ref(rays)
+        if len(rays) > self.fits:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         return {"rgb": torch.full((int(camera.height), int(camera.width), 3), 0.5)}
 
