@@ -6,8 +6,7 @@ import sys
 
 import pytest
 import torch
-from bench import cost, equal_time, flagship, rates
-from bench.training import Run
+from bench import cost, equal_time, flagship, rates, training
 from builders import one_sentence
 from PIL import Image
 
@@ -70,25 +69,27 @@ def test_students_of_several_commands_share_a_file(capture, teacher, tmp_path, m
         assert [views.getpixel((2 + 4 * column, 3))[0] for column in range(4)] == [0, 255, 51, 153]
 
 
-def test_the_published_recipe_has_time_for_its_views(capture, tmp_path, monkeypatch):
-    """Views of 2 s fill a fifth of 100 s. The probe renders few of them, and the rest of the time is for steps."""
-    config = flagship.config_of(flagship.Options(capture, tmp_path, (32, 32)), "mobiler2l-paper", tmp_path)
-    trained, probed = [], []
+def test_steps_and_views_for_a_given_time_by_hand(capture, tmp_path, monkeypatch):
+    """A view takes 2 s, a step 1 s, everything before the first point of the probe's curve 20 s."""
 
     def train(config, *args, **kwargs):
-        trained.append(config.pipeline.datamanager.initial_views)
-        return Run("mobiler2l-paper", 0, 1, teacher_seconds=2.0 * trained[-1]), None
-
-    def steps_within(config, seconds, probe_steps, seed):
-        probed.append((config.pipeline.datamanager.initial_views, seconds))
-        return 7
+        data = config.pipeline.datamanager
+        assert data.initial_views == training.PROBE_VIEWS and data.filling_share == data.teacher_share == 0
+        curve = [training.Score(10, 20.0, 4, 0.0), training.Score(30, 40.0, 4, 0.0)]
+        return training.Run("a", 0, 30, teacher_seconds=2.0 * data.initial_views, curve=curve), None
 
     monkeypatch.setattr(equal_time, "train", train)
-    monkeypatch.setattr(equal_time, "steps_within", steps_within)
-    equal_time.fit_run(config, 100.0, 3, 0)
-    assert trained == [equal_time.FEW_VIEWS] and probed == [(equal_time.FEW_VIEWS, 80.0)]
-    assert config.pipeline.datamanager.pool_views == config.pipeline.datamanager.initial_views == 10
-    assert config.max_num_iterations == 7
+    monkeypatch.setattr(training, "train", train)
+    options = flagship.Options(capture, tmp_path, (32, 32))
+    ours = flagship.config_of(options, "mobiler2l", tmp_path)
+    assert ours.pipeline.datamanager.initial_views == 100 and ours.pipeline.datamanager.filling_share == 0.25
+    # Three quarters of the 980 s; in the short run 96 more views take 192 of the 280 s.
+    assert training.steps_within(ours, 1000.0, 30) == 735 and training.steps_within(ours, 300.0, 30) == 88
+    assert training.steps_within(ours, 25.0, 30) == 30
+    paper = flagship.config_of(options, "mobiler2l-paper", tmp_path)
+    equal_time.limit_views(paper, 200.0)
+    assert paper.pipeline.datamanager.pool_views == paper.pipeline.datamanager.initial_views == 100
+    assert training.steps_within(paper, 1000.0, 30) == 980 - 192
 
 
 def test_sharpness_by_hand():

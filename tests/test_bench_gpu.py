@@ -1,13 +1,21 @@
 """The rehearsal of the benchmark for GPUs: every part, with tiny sizes on a CPU."""
 
+import copy
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
-from bench import gpu
+import tyro
+from bench import gpu, gpu_parts
 from bench.gpu_parts import PARTS
+from bench.gpu_place import TINY, Place
+from bench.training import Run
+from mobiler2l_ns.method_configs import mobiler2l_teacher, mobiler2l_teacher_splat
 
 from mobiler2l_ns.errors import UserError
+
+FAILED = SimpleNamespace(returncode=1)
 
 
 def run(monkeypatch, *arguments) -> None:
@@ -27,6 +35,9 @@ def test_every_part_is_rehearsed(monkeypatch, tmp_path, capsys, capture):
     for name in ("teacher", "student", "paper", "compact", "capture-teacher"):
         assert 3 < figures[name]["psnr"] < 40, name
     assert figures["teacher"]["rays_per_second"] > 10 and figures["steps"]["bf16"]["milliseconds"] > 0
+    assert all(figures[name]["seconds_of_part"] > 0 for name in parts if name not in failed)
+    assert "has no CUDAExecutionProvider: install onnxruntime-gpu" in figures["latency"]["onnxruntime"]
+    assert "peak_memory_mb" not in figures["machine"]
     assert figures["frozen"]["ratio"] > 0 and figures["latency"]["mobiler2l, torch, bf16"] > 0
     assert figures["student"]["curve"][-1][0] == figures["student"]["steps"]
     assert (tmp_path / figures["student"]["picture"]).stat().st_size > 1000
@@ -36,6 +47,49 @@ def test_every_part_is_rehearsed(monkeypatch, tmp_path, capsys, capture):
     run(monkeypatch, "--rehearse", "--output", tmp_path, "--parts", "student")
     assert (tmp_path / "student.json").stat().st_mtime == before
     assert "student: done before" in capsys.readouterr().out
+    # The file of all figures keeps those of the other parts.
+    (tmp_path / "environment.json").unlink()
+    run(monkeypatch, "--rehearse", "--output", tmp_path, "--parts", "environment")
+    again = json.loads((tmp_path / "gpu.json").read_text())
+    assert again["student"] == figures["student"] and "torch" in again["environment"]
+
+
+def test_a_part_is_told_what_the_command_was_told(tmp_path):
+    options = gpu.Options(tmp_path, 3.5, ("scene", "steps"), tmp_path / "capture", student_seconds=60.5, rehearse=True)
+    assert tyro.cli(gpu.Options, args=gpu.command_line(options)) == options
+    assert gpu.command_line(gpu.Options()) == []
+
+
+@pytest.mark.parametrize("left, expected", [(2000.0, 420.0), (300.0, 180.0)])
+def test_a_student_has_the_time_that_is_left(left, expected, monkeypatch, tmp_path):
+    words = []
+    monkeypatch.setattr(gpu.subprocess, "run", lambda command, **options: words.extend(command) or FAILED)
+    gpu.run_part("student", gpu.Options(tmp_path), left)
+    assert tyro.cli(gpu.Options, args=words[2:]).student_seconds == expected
+
+
+def test_variants_that_fail_cost_nothing_else(monkeypatch, tmp_path):
+    def time_steps(place, trainer, precision, compiler):
+        if precision == "bf16":
+            raise UserError("too little memory")
+        return {"milliseconds": 5.0}
+
+    monkeypatch.setattr(gpu_parts, "train", lambda *args: (Run("mobiler2l", 0, 1), None))
+    monkeypatch.setattr(gpu_parts, "time_steps", time_steps)
+    monkeypatch.setattr(Place, "teacher", lambda self, scene, method="": tmp_path / "config.yml")
+    found = gpu_parts.steps(Place(tmp_path, TINY))
+    assert found["fp32"] == {"milliseconds": 5.0} and "too little memory" in found["bf16"]["error"]
+
+
+def test_a_short_run_of_splats_ends_in_full_resolution():
+    model = copy.deepcopy(mobiler2l_teacher_splat.config.pipeline.model)
+    gpu_parts.shorten_splats(model, 4000)
+    # splatfacto divides the photos' sides by 2 to the power of this.
+    assert [max(model.num_downscales - step // model.resolution_schedule, 0) for step in (0, 799, 800)] == [2, 1, 0]
+    assert model.stop_split_at == 2000 and model.reset_alpha_every * model.refine_every > 4000
+    nerfacto = copy.deepcopy(mobiler2l_teacher.config.pipeline.model)
+    gpu_parts.shorten_splats(nerfacto, 4000)
+    assert nerfacto == mobiler2l_teacher.config.pipeline.model
 
 
 def test_a_part_that_does_not_exist(monkeypatch, tmp_path):

@@ -6,14 +6,13 @@ from typing import Callable, Tuple
 
 from bench.common import default_device
 from bench.distillation import mean_of, student_pairs
-from bench.training import Run, steps_within, train
+from bench.training import PROBE_VIEWS, Run, steps_within, train
 from mobiler2l_ns.data.photos import PhotoSet, load_photos
 from mobiler2l_ns.export.comparison import held_out_dataset
 from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig
 from mobiler2l_ns.training.metrics import psnr
 
 PUBLISHED_FILLING = 0.2  # share of the time for the views of the published recipes
-FEW_VIEWS = 4
 
 
 def held_out_photos(config: DistillationTrainerConfig, size: Tuple[int, int]) -> PhotoSet:
@@ -50,33 +49,24 @@ def train_within(
             photos.append(load_held_out(trainer.pipeline.model.size))
         return mean_of(psnr, student_pairs(trainer.pipeline.model, photos[0]))
 
-    fit_run(config, seconds, probe_steps, seed)
+    datamanager = config.pipeline.datamanager
+    if datamanager.teacher_share == datamanager.filling_share == 0:
+        limit_views(config, PUBLISHED_FILLING * seconds)
+    config.max_num_iterations = steps_within(config, seconds, probe_steps, seed)
     tuning = config.pipeline.finetuning.steps_of(config.max_num_iterations)
     run, trainer = train(config, seed, score, num_scores, also_at=(config.max_num_iterations - tuning,))
     trainer.pipeline.model.eval()
     return run, trainer, photos[0]
 
 
-def fit_run(config: DistillationTrainerConfig, seconds: float, probe_steps: int, seed: int) -> None:
-    """Sets the steps of a student that fit into some seconds, see ``train_within``."""
-    datamanager, probe, view_seconds = config.pipeline.datamanager, config, 0.0
-    if datamanager.teacher_share == datamanager.filling_share == 0:
-        view_seconds = limit_views(config, PUBLISHED_FILLING * seconds)
-        probe = copy.deepcopy(config)
-        set_views(probe, FEW_VIEWS)  # a step takes as long with few views
-    config.max_num_iterations = steps_within(probe, seconds - view_seconds, probe_steps, seed)
-
-
-def limit_views(config: DistillationTrainerConfig, seconds: float) -> float:
-    """Lowers a student's number of views to those that its teacher renders in some seconds; returns their seconds."""
+def limit_views(config: DistillationTrainerConfig, seconds: float) -> None:
+    """Lowers a student's number of views to those that its teacher renders in some seconds."""
     probe = copy.deepcopy(config)
-    set_views(probe, FEW_VIEWS)
+    set_views(probe, PROBE_VIEWS)
     probe.max_num_iterations, probe.pipeline.finetuning.steps = 1, 0
     run, _ = train(probe, 0, lambda trainer: 0.0, 1)
-    seconds_a_view = run.teacher_seconds / FEW_VIEWS
-    views = max(FEW_VIEWS, min(config.pipeline.datamanager.pool_views, int(seconds / seconds_a_view)))
-    set_views(config, views)
-    return views * seconds_a_view
+    views = int(seconds * PROBE_VIEWS / run.teacher_seconds)
+    set_views(config, max(PROBE_VIEWS, min(config.pipeline.datamanager.pool_views, views)))
 
 
 def set_views(config: DistillationTrainerConfig, views: int) -> None:

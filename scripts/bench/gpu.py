@@ -12,9 +12,9 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Dict, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 if __name__ == "__main__":  # modules are found in scripts/, not in scripts/bench/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -26,6 +26,7 @@ from bench.gpu_parts import PARTS
 from bench.gpu_place import TINY, Place, Sizes
 from mobiler2l_ns.errors import UserError
 
+SETUP_SHARE = 0.4  # of the time of a student's part: photos, probe, scores and picture
 ON_CUDA = "-splat", "-ngp"  # ends of the parts whose kernels run nowhere else
 
 
@@ -46,7 +47,7 @@ class Options:
     teacher_steps: int = 4000
     """Training steps of a teacher."""
     student_seconds: float = 420.0
-    """Time of each student."""
+    """Time of each student, if as much is left."""
     rehearse: bool = False
     """Tiny sizes, and a CPU will do."""
     only: Optional[str] = None
@@ -62,8 +63,9 @@ def sizes_of(options: Options) -> Sizes:
 
 def measure_part(name: str, options: Options) -> Dict:
     """A part's figures, measured in this process and written to its file."""
-    capture = options.capture and options.capture.resolve()
+    start, capture = time.perf_counter(), options.capture and options.capture.resolve()
     figures = PARTS[name](Place(options.output.resolve(), sizes_of(options), capture))
+    figures["seconds_of_part"] = round(time.perf_counter() - start, 1)
     (options.output / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
     return figures
 
@@ -71,7 +73,9 @@ def measure_part(name: str, options: Options) -> Dict:
 def run_part(name: str, options: Options, seconds: float) -> Dict:
     """A part's figures, measured in a process of its own, or why there are none."""
     path, log = options.output / f"{name}.json", options.output / f"{name}.log"
-    command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], "--only", name]
+    fitting = min(options.student_seconds, (1 - SETUP_SHARE) * seconds)
+    words = command_line(replace(options, only=name, student_seconds=round(fitting, 1)))
+    command = [sys.executable, str(Path(__file__).resolve()), *words]
     with log.open("w") as sink:
         try:
             process = subprocess.run(command, stdout=sink, stderr=subprocess.STDOUT, timeout=seconds)
@@ -81,6 +85,18 @@ def run_part(name: str, options: Options, seconds: float) -> Dict:
         lines = [line.strip() for line in log.read_text().splitlines() if line.strip()]
         return {"error": lines[-1] if lines else f"ended with code {process.returncode}"}
     return json.loads(path.read_text())
+
+
+def command_line(options: Options) -> List[str]:
+    """The words of a command line with these options."""
+    words = []
+    for option in fields(options):
+        value, name = getattr(options, option.name), f"--{option.name.replace('_', '-')}"
+        if value == option.default:
+            continue
+        values = value if isinstance(value, tuple) else [] if value is True else [value]
+        words += [name, *map(str, values)]
+    return words
 
 
 def check(options: Options) -> None:
@@ -97,11 +113,10 @@ def check(options: Options) -> None:
 def measure(options: Options) -> Dict[str, Dict]:
     """The figures of all parts; gpu.json is written after each."""
     options.output.mkdir(parents=True, exist_ok=True)
-    end, results = time.perf_counter() + 60 * options.minutes, {}
+    end, results = time.perf_counter() + 60 * options.minutes, done_before(options.output)
     for name in options.parts or [part for part in PARTS if options.capture or not part.startswith("capture-")]:
         path, start = options.output / f"{name}.json", time.perf_counter()
         if path.is_file():
-            results[name] = json.loads(path.read_text())
             console.print(f"{name}: done before")
             continue
         console.print(f"{name} ...")
@@ -111,9 +126,15 @@ def measure(options: Options) -> Dict[str, Dict]:
             results[name] = {"error": "no time left"}
         else:
             results[name] = measure_part(name, options) if options.rehearse else run_part(name, options, end - start)
-            results[name] = {**results[name], "seconds_of_part": round(time.perf_counter() - start, 1)}
-        write_figures(with_machine(results, default_device()), options.output / "gpu.json")
+        figures = with_machine(results, default_device())
+        del figures["machine"]["peak_memory_mb"]  # that of this process, which measures nothing
+        write_figures(figures, options.output / "gpu.json")
     return results
+
+
+def done_before(folder: Path) -> Dict[str, Dict]:
+    """The figures of the parts that an earlier command has measured."""
+    return {name: json.loads(path.read_text()) for name in PARTS if (path := folder / f"{name}.json").is_file()}
 
 
 def main() -> None:

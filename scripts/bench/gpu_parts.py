@@ -1,4 +1,7 @@
-"""The parts of gpu.py: each measures one thing and returns its figures. Each runs in a process of its own."""
+"""The parts of gpu.py: each measures one thing and returns its figures. Each runs in a process of its own.
+
+A kernel or a compiler can fail in many ways; what does is an error among the figures, and the rest is measured.
+"""
 
 import functools
 import importlib
@@ -13,15 +16,19 @@ from bench.common import median_milliseconds, peak_memory
 from bench.distillation import pairs, quality, student_pairs
 from bench.equal_time import train_within
 from bench.gpu_place import Place, save_picture
-from bench.published_files import pipeline_call
+from bench.published_files import pipeline_call, session
 from bench.runs import figures_of, trained
-from bench.training import train
+from bench.training import few_views, take_step, train
 from mobiler2l_ns.data.time_budget import synchronize
+from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.onnx_files import trace_pipeline
+from mobiler2l_ns.model import MobileR2LModel
 from mobiler2l_ns.teacher.frozen import FrozenTeacher
+from mobiler2l_ns.trainer import DistillationTrainer
 
 Part = Callable[[Place], Dict]
 CUDA_PROVIDER = "CUDAExecutionProvider"
+SPLAT_STEPS = 30000  # for which splatfacto's schedule is made
 
 
 def environment(place: Place) -> Dict:
@@ -57,21 +64,35 @@ def teacher(method: str, scene: str = "demo") -> Part:
         datamanager = config.pipeline.datamanager
         if place.sizes.teacher_rays is not None and hasattr(datamanager, "train_num_rays_per_batch"):
             datamanager.train_num_rays_per_batch = place.sizes.teacher_rays
+        shorten_splats(config.pipeline.model, config.max_num_iterations)
         run = trained(config)
         photos, found = place.held_out(scene), FrozenTeacher(run / "config.yml", place.device)
-        found.render(photos.cameras[:1])  # the first view includes what is set up once
+        figures = {**figures_of(run), **quality(pairs(found.render, photos))}
         synchronize(place.device)
         start = time.perf_counter()
-        views = list(pairs(found.render, photos))
+        for camera, _ in photos:
+            found.render(camera)
+        synchronize(place.device)
         seconds = time.perf_counter() - start
         return {
-            **figures_of(run),
-            **quality(views),
+            **figures,
             "rays_per_second": round(photos.images[..., 0].numel() / seconds),
             "peak_memory_mb": round(peak_memory(place.device) / 1e6),
         }
 
     return part
+
+
+def shorten_splats(model, steps: int) -> None:
+    """Fits splatfacto's schedule of 30,000 steps to a run of other length, without its resets of the opacities.
+
+    Otherwise a run of 4,000 steps would never see its photos in full resolution. Other models are not changed.
+    """
+    for name in ("resolution_schedule", "warmup_length", "stop_split_at", "stop_screen_size_at", "sh_degree_interval"):
+        if hasattr(model, name):
+            setattr(model, name, max(1, round(getattr(model, name) * steps / SPLAT_STEPS)))
+    if hasattr(model, "reset_alpha_every"):
+        model.reset_alpha_every = steps  # in units of refine_every, so never
 
 
 def frozen(place: Place) -> Dict:
@@ -82,40 +103,41 @@ def frozen(place: Place) -> Dict:
 
 
 def steps(place: Place) -> Dict:
-    """Milliseconds of a training step by precision and compiler, and the memory that it takes."""
+    """Milliseconds of a training step of mobiler2l by precision and compiler, and the memory that it takes."""
+    config = place.student("demo", "mobiler2l")
+    few_views(config)
+    config.max_num_iterations, config.pipeline.finetuning.steps = 1, 0
+    run, trainer = train(config, 0, lambda trainer: 0.0, 1)
     variants = {"fp32": ("fp32", None), "bf16": ("bf16", None)}
     if place.sizes.compiles:
         variants["bf16, compiled"] = "bf16", "default"
         variants["bf16, compiled, CUDA graphs"] = "bf16", "reduce-overhead"
-    return {name: time_steps(place, *variant) for name, variant in variants.items()}
+    found: Dict = {"pool_mb": round(run.pool_bytes / 1e6)}
+    for name, variant in variants.items():
+        try:
+            found[name] = time_steps(place, trainer, *variant)
+        except (Exception, UserError) as error:
+            found[name] = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
+    return found
 
 
-def time_steps(place: Place, precision: str, compiler) -> Dict:
-    """Milliseconds of a step of mobiler2l, without teacher views."""
-    config = place.student("demo", "mobiler2l")
-    config.pipeline.model.precision = precision
-    config.pipeline.datamanager.teacher_share = config.pipeline.datamanager.filling_share = 0.0
-    config.max_num_iterations, config.pipeline.finetuning.steps = place.sizes.timed_steps, 0
+def time_steps(place: Place, trainer: DistillationTrainer, precision: str, compiler: Optional[str]) -> Dict:
+    """Milliseconds of a step of a trainer, and the memory that it takes."""
+    model, count = trainer.pipeline.model, place.sizes.timed_steps
+    model.renderer.precision = precision
+    if compiler is not None:
+        model.network.compile(mode=compiler)
     if place.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-
-    def score(trainer) -> float:  # the first call comes after a quarter of the steps
-        if compiler is not None:
-            trainer.pipeline.model.network.compile(mode=compiler)
-        synchronize(place.device)
-        return 0.0
-
-    try:
-        run, _ = train(config, 0, score, 4)
-    except Exception as error:  # compilers fail in many ways, and the other variants go on
-        return {"error": f"{type(error).__name__}: {str(error)[:200]}"}
-    # The first quarter includes what is set up once, and the second one the compiler.
-    before, last = run.curve[1], run.curve[-1]
-    return {
-        "milliseconds": round(1e3 * (last.seconds - before.seconds) / (last.step - before.step), 1),
-        "peak_memory_mb": round(peak_memory(place.device) / 1e6),
-        "pool_mb": round(run.pool_bytes / 1e6),
-    }
+    for step in range(count):  # these include the compiler
+        take_step(trainer, step)
+    synchronize(place.device)
+    start = time.perf_counter()
+    for step in range(count):
+        take_step(trainer, step)
+    synchronize(place.device)
+    milliseconds = round(1e3 * (time.perf_counter() - start) / count, 1)
+    return {"milliseconds": milliseconds, "peak_memory_mb": round(peak_memory(place.device) / 1e6)}
 
 
 def student(method: str, scene: str = "demo") -> Part:
@@ -144,23 +166,44 @@ def student(method: str, scene: str = "demo") -> Part:
 
 def latency(place: Place) -> Dict:
     """Milliseconds of a view of both large students: in torch, and by onnxruntime where it has CUDA."""
+    models = {method: untrained(place, method) for method in ("mobiler2l", "mobiler2l-compact")}
+    dtypes = {"fp32": None, "bf16": torch.bfloat16}
+    sides = {
+        f"{method}, torch, {name}": render_call(place, model, dtype)
+        for method, model in models.items() for name, dtype in dtypes.items()
+    }  # fmt: skip
+    median_milliseconds(sides, 3)  # warms up
+    found: Dict = median_milliseconds(sides, 20)
+    try:
+        calls = {f"{method}, onnxruntime, fp32": on_cuda(model.copy_to_cpu()) for method, model in models.items()}
+        median_milliseconds(calls, 3)
+        found.update(median_milliseconds(calls, 20))
+    except (Exception, UserError) as error:
+        found["onnxruntime"] = f"{type(error).__name__}: {str(error)[:200]}"
+    return found
+
+
+def untrained(place: Place, method: str) -> MobileR2LModel:
+    """A student of the demo scene after one step, without photos and their depth."""
+    config = place.student("demo", method)
+    few_views(config)
+    datamanager = config.pipeline.datamanager
+    datamanager.photo_share, datamanager.reprojected_share, datamanager.photo_depth = 0.0, 0.0, False
+    config.max_num_iterations, config.pipeline.finetuning.steps = 1, 0
+    _, trainer = train(config, 0, lambda trainer: 0.0, 1)
+    return trainer.pipeline.model.eval()
+
+
+def on_cuda(model: MobileR2LModel) -> Callable[[], object]:
+    """A function that renders a pose with a model's pipeline.onnx on the GPU."""
     import onnxruntime
 
-    sides: Dict[str, Callable] = {}
-    for method in ("mobiler2l", "mobiler2l-compact"):
-        config = place.student("demo", method)
-        config.pipeline.datamanager.pool_views = config.pipeline.datamanager.initial_views = 2
-        config.max_num_iterations, config.pipeline.finetuning.steps = 1, 0
-        _, trainer = train(config, 0, lambda trainer: 0.0, 1)
-        model = trainer.pipeline.model.eval()
-        for name, dtype in (("fp32", None), ("bf16", torch.bfloat16)):
-            sides[f"{method}, torch, {name}"] = render_call(place, model, dtype)
-        if CUDA_PROVIDER in onnxruntime.get_available_providers():
-            exported = model.copy_to_cpu()
-            graph = trace_pipeline(exported, "rgb", "fp32", 20)
-            sides[f"{method}, onnxruntime, fp32"] = pipeline_call(graph, exported, 0, CUDA_PROVIDER)
-    median_milliseconds(sides, 3)  # warms up
-    return median_milliseconds(sides, 20)
+    if CUDA_PROVIDER not in onnxruntime.get_available_providers():
+        raise UserError(f"onnxruntime {onnxruntime.__version__} has no {CUDA_PROVIDER}: install onnxruntime-gpu.")
+    graph = trace_pipeline(model, "rgb", "fp32", 20)
+    if CUDA_PROVIDER not in session(graph, 0, CUDA_PROVIDER).get_providers():
+        raise UserError("onnxruntime fell back to the CPU: its CUDA libraries are missing.")
+    return pipeline_call(graph, model, 0, CUDA_PROVIDER)
 
 
 def render_call(place: Place, model, dtype: Optional[torch.dtype]) -> Callable[[], None]:
@@ -183,10 +226,10 @@ PARTS: Dict[str, Part] = {
     "steps": steps,
     "latency": latency,
     "student": student("mobiler2l"),
-    "paper": student("mobiler2l-paper"),
-    "compact": student("mobiler2l-compact"),
     "teacher-splat": teacher("mobiler2l-teacher-splat"),
     "teacher-ngp": teacher("mobiler2l-teacher-ngp"),
+    "paper": student("mobiler2l-paper"),
+    "compact": student("mobiler2l-compact"),
     "capture-teacher": teacher("mobiler2l-teacher", "capture"),
     "capture-student": student("mobiler2l", "capture"),
     "capture-splat": teacher("mobiler2l-teacher-splat", "capture"),

@@ -1,5 +1,6 @@
 """Runs of benchmarks that are kept: each is trained once, and goes on where it was interrupted."""
 
+import gc
 import json
 import time
 from pathlib import Path
@@ -30,6 +31,7 @@ def trained(config: TrainerConfig) -> Path:
         go_on(config, saved[-1])
     console.print(f"{folder}: {steps - done} steps")
     config.save_config()
+    gc.collect()  # an earlier trainer is in a circle of references, and its views take gigabytes
     seed_all(config.machine.seed)
     start = time.perf_counter()
     trainer = config.setup(local_rank=0, world_size=1)

@@ -5,6 +5,7 @@ scoring of held-out views is left out.
 """
 
 import copy
+import gc
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,9 +20,13 @@ from nerfstudio.engine.callbacks import TrainingCallbackLocation
 
 from bench.common import console, default_device
 from mobiler2l_ns import method_configs
+from mobiler2l_ns.data.reprojection import INITIAL_VIEWS
+from mobiler2l_ns.data.time_budget import synchronize
 from mobiler2l_ns.student.network import count_parameters
 from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig, forget_writers
 from mobiler2l_ns.training.random_state import seed_all
+
+PROBE_VIEWS = 4  # whole views, or tiles
 
 ScoreFunction = Callable[[DistillationTrainer], float]
 
@@ -89,6 +94,7 @@ def train(
     Returns:
         The run's figures and the trainer.
     """
+    gc.collect()  # the last trainer is in a circle of references, and its views take gigabytes
     seed_all(seed)
     steps = config.max_num_iterations
     stopwatch = Stopwatch()
@@ -117,17 +123,30 @@ def steps_within(config: DistillationTrainerConfig, seconds: float, probe_steps:
     Args:
         config: The student; it stays as it is.
         seconds: Time for all steps.
-        probe_steps: Length of the short run that measures the time of a step.
+        probe_steps: Length of the short run that measures the time of a step and of a view.
         seed: Of that run.
     """
-    probe = copy.deepcopy(config)
+    probe, views = copy.deepcopy(config), config.pipeline.datamanager.initial_views
     probe.max_num_iterations, probe.pipeline.finetuning.steps = probe_steps, 0
+    few_views(probe)
     run, _ = train(probe, seed, lambda trainer: 0.0, 3)
     first, last = run.curve[0], run.curve[-1]
     seconds_a_step = (last.seconds - first.seconds) / (last.step - first.step)
-    # The initial views use up the teacher's share of the time at first, so the probe has none of its later views.
-    own_share = 1 - config.pipeline.datamanager.filling_share
-    return max(probe_steps, round(own_share * (seconds - first.seconds) / seconds_a_step))
+    left = seconds - first.seconds
+    few = probe.pipeline.datamanager.initial_views
+    other_views = (views - few) * run.teacher_seconds / few
+    # The views before the first step use up the teacher's share of the time at first.
+    own = min(left - other_views, (1 - config.pipeline.datamanager.filling_share) * left)
+    return max(probe_steps, round(own / seconds_a_step))
+
+
+def few_views(config: DistillationTrainerConfig) -> None:
+    """Lets a student render few views before its first step, and none afterwards."""
+    datamanager = config.pipeline.datamanager
+    datamanager.teacher_share = datamanager.filling_share = 0.0
+    datamanager.initial_views = min(PROBE_VIEWS, datamanager.initial_views)
+    # Reprojected views fill their pool at once, so that a step takes as long as most steps of a long run.
+    datamanager.reprojected_views = min(INITIAL_VIEWS, datamanager.reprojected_views)
 
 
 class Stopwatch:
@@ -162,6 +181,7 @@ def take_step(trainer: DistillationTrainer, step: int) -> None:
 def add_score(run: Run, trainer: DistillationTrainer, step: int, score: ScoreFunction, stopwatch: Stopwatch) -> None:
     """Adds a point to a run's curve; its seconds count neither for the run nor for the teacher's share."""
     datamanager, model = trainer.pipeline.datamanager, trainer.pipeline.model
+    synchronize(model.device)  # the work in a GPU's queue is part of the steps
     run.seconds = round(stopwatch.seconds(), 2)
     statistics = datamanager.statistics()
     tile = statistics["view_height"] * statistics["view_width"] / (datamanager.size[0] * datamanager.size[1])
