@@ -19,6 +19,7 @@ if __name__ == "__main__":  # modules are found in scripts/, not in scripts/benc
 
 import torch
 import tyro
+from PIL import Image
 from torch import Tensor
 
 from bench.common import (
@@ -123,13 +124,15 @@ def measure_method(options: Options, method: str, outputs: Path) -> Tuple[Dict, 
 
 def add_picture(path: Path, columns: List[str], pictures: Dict[str, Tensor]) -> None:
     """Writes the columns (H, W, 3) of a picture side by side; those that are not given are in the file."""
-    from torchvision.io import read_image
-    from torchvision.utils import save_image
+    from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-    width = pictures["photo"].shape[1]
-    stored = read_image(str(path)).permute(1, 2, 0).split(width, dim=1) if path.is_file() else []
-    shown = {**dict(zip(columns, (column / 255 for column in stored))), **pictures}
-    save_image(torch.cat([shown[name] for name in columns], dim=1).permute(2, 0, 1), path)
+    width, stored = pictures["photo"].shape[1], []
+    if path.is_file():
+        with Image.open(path) as image:
+            stored = (pil_to_tensor(image).permute(1, 2, 0) / 255).split(width, dim=1)
+    shown = {**dict(zip(columns, stored)), **pictures}
+    picture = torch.cat([shown[name] for name in columns], dim=1).permute(2, 0, 1)
+    to_pil_image(picture.clamp(0, 1)).save(path, quality=92, subsampling=0)
 
 
 def run_benchmark(options: Options, path: Path) -> Dict:
@@ -153,7 +156,7 @@ def run_benchmark(options: Options, path: Path) -> Dict:
         runs = [{"recipe": name, "curve": student["curve"]} for name, student in results["students"].items()]
         plot_curves(runs, AXES, "psnr", f"held-out PSNR [dB] at {results['resolution']}", path.with_suffix(".png"))
         named = dict(zip(("photo", "teacher", method), pictures))
-        add_picture(path.with_name(f"{path.stem}-views.png"), results["columns"], named)
+        add_picture(path.with_name(f"{path.stem}-views.jpg"), results["columns"], named)
     return results
 
 
