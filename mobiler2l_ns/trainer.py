@@ -19,6 +19,13 @@ from mobiler2l_ns.training.random_state import random_state, set_random_state
 from mobiler2l_ns.training.schedulers import CosineLR
 from mobiler2l_ns.training.termination import EXIT_CODE, on_termination
 
+# What makes a method take less memory, by a field that its datamanager has: a student's, rays' and whole photos'.
+SMALLER = {
+    "patches_per_batch": "--pipeline.datamanager.patches-per-batch, pool-views or reprojected-views",
+    "train_num_rays_per_batch": "--pipeline.datamanager.train-num-rays-per-batch",
+    "camera_res_scale_factor": "--pipeline.datamanager.camera-res-scale-factor",
+}
+
 
 def forget_writers() -> None:
     """Ends the event files of the last run: nerfstudio keeps them, and a process's next run would write into them."""
@@ -145,10 +152,9 @@ class DistillationTrainer(Trainer):
             return super().train_iteration(step)
 
     def _memory(self, what: str) -> ContextManager[None]:
-        datamanager, prefix = self.config.pipeline.datamanager, "--pipeline.datamanager."
-        sizes = "patches_per_batch", "pool_views", "reprojected_views", "train_num_rays_per_batch"
-        owned = [prefix + name.replace("_", "-") for name in sizes if hasattr(datamanager, name)]
-        return gpu_memory(f"{what} of {self.config.method_name}", " or ".join(owned))
+        datamanager = self.config.pipeline.datamanager
+        smaller = next((option for name, option in SMALLER.items() if hasattr(datamanager, name)), "photos")
+        return gpu_memory(f"{what} of {self.config.method_name}", smaller)
 
     def train(self) -> None:
         """nerfstudio's, up to the planned end; SIGTERM ends it after a checkpoint."""

@@ -7,12 +7,18 @@ import signal
 import pytest
 import torch
 from builders import one_sentence, stub_teacher_config
+from mobiler2l_ns.method_configs import (
+    mobiler2l_small,
+    mobiler2l_teacher,
+    mobiler2l_teacher_ngp,
+    mobiler2l_teacher_splat,
+)
 from nerfstudio.engine import trainer as engine
 
 from mobiler2l_ns.checkpoints import read_checkpoint
 from mobiler2l_ns.data.pool import ViewPool
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.trainer import DistillationTrainer
+from mobiler2l_ns.trainer import SMALLER, DistillationTrainer
 from mobiler2l_ns.training.random_state import random_state, seed_all, set_random_state
 
 STEPS = 16  # the last four fine-tune
@@ -276,10 +282,18 @@ def test_too_little_gpu_memory_is_one_sentence(start, monkeypatch):
     with pytest.raises(UserError, match="a training step of .* does not fit into the GPU's memory") as caught:
         trainer.train_iteration(0)
     sentence = one_sentence(caught)
-    assert "--pipeline.datamanager.patches-per-batch or --pipeline.datamanager.pool-views" in sentence
+    assert sentence.endswith("pass smaller --pipeline.datamanager.patches-per-batch, pool-views or reprojected-views.")
     monkeypatch.setattr(ViewPool, "__init__", fill)
     with pytest.raises(UserError, match="the training data of .* does not fit into the GPU's memory"):
         start()
+
+
+@pytest.mark.parametrize("spec", [mobiler2l_small, mobiler2l_teacher, mobiler2l_teacher_ngp, mobiler2l_teacher_splat])
+def test_each_method_has_an_option_that_takes_less_memory(spec):
+    """The first field of its datamanager that the message knows, and no other method's."""
+    fields = [name for name in SMALLER if hasattr(spec.config.pipeline.datamanager, name)]
+    expected = {"mobiler2l-small": "patches_per_batch", "mobiler2l-teacher-splat": "camera_res_scale_factor"}
+    assert fields[0] == expected.get(spec.config.method_name, "train_num_rays_per_batch")
 
 
 def test_evaluation_keeps_no_graph(start):
