@@ -67,8 +67,8 @@ class MobileR2LModelConfig(ModelConfig):
     jitter_points: bool = False
     """Move the points at random along their rays while training, as published."""
     precision: Precision = "auto"
-    """Arithmetic of the network while it trains; auto: bf16 where the device computes in it. fp32 is torch's, which on
-    NVIDIA GPUs may be TF32. Weights, evaluation and the exported files are always fp32."""
+    """Arithmetic of the network while it trains; auto: bf16 where the device computes in it. On NVIDIA GPUs,
+    training in fp32 may use TF32. Weights, evaluation and the exported files are always fp32."""
     export_when_done: bool = True
     """Write the files for onnxruntime and Lens Studio to RUN/export when training ends."""
     enable_collider: bool = False

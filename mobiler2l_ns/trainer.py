@@ -1,9 +1,9 @@
 """nerfstudio's Trainer with whole checkpoints from which a run goes on as if it had not been interrupted."""
 
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ContextManager, Dict, Literal, Optional, Type
+from typing import Any, Dict, Literal, Optional, Type
 
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
@@ -19,11 +19,16 @@ from mobiler2l_ns.training.random_state import random_state, set_random_state
 from mobiler2l_ns.training.schedulers import CosineLR
 from mobiler2l_ns.training.termination import EXIT_CODE, on_termination
 
-# What makes a method take less memory, by a field that its datamanager has: a student's, rays' and whole photos'.
-SMALLER = {
-    "patches_per_batch": "--pipeline.datamanager.patches-per-batch, pool-views or reprojected-views",
+# What makes data and steps of a method smaller, by a field that its datamanager has: a student's, rays', whole photos'.
+SMALLER_PHOTOS = {"camera_res_scale_factor": "--pipeline.datamanager.camera-res-scale-factor"}
+SMALLER_DATA = {
+    "patches_per_batch": "--pipeline.datamanager.pool-views or --pipeline.datamanager.image-size",
+    **SMALLER_PHOTOS,
+}
+SMALLER_STEPS = {
+    "patches_per_batch": "--pipeline.datamanager.patches-per-batch",
     "train_num_rays_per_batch": "--pipeline.datamanager.train-num-rays-per-batch",
-    "camera_res_scale_factor": "--pipeline.datamanager.camera-res-scale-factor",
+    **SMALLER_PHOTOS,
 }
 
 
@@ -77,7 +82,7 @@ class DistillationTrainer(Trainer):
         if test_mode == "val" and self.device == "cpu":
             keep_freed_memory()
         self._plan_run()
-        with self._memory("the training data"):
+        with self._memory("the training data", SMALLER_DATA):
             super().setup(test_mode)
         pixels = self.pipeline.datamanager.get_train_rays_per_batch() * comms.get_world_size()
         for scheduler in self.optimizers.schedulers.values():
@@ -146,14 +151,9 @@ class DistillationTrainer(Trainer):
                 (group,) = self.optimizers.optimizers[name].param_groups
                 group["params"] = parameters
 
-    def train_iteration(self, step: int):
-        """nerfstudio's, with a UserError where the GPU's memory is too small."""
-        with self._memory("a training step"):
-            return super().train_iteration(step)
-
-    def _memory(self, what: str) -> ContextManager[None]:
+    def _memory(self, what: str, options: Dict[str, str]) -> AbstractContextManager[None]:
         datamanager = self.config.pipeline.datamanager
-        smaller = next((option for name, option in SMALLER.items() if hasattr(datamanager, name)), "photos")
+        smaller = next((option for name, option in options.items() if hasattr(datamanager, name)), "photos")
         return gpu_memory(f"{what} of {self.config.method_name}", smaller)
 
     def train(self) -> None:
@@ -167,7 +167,8 @@ class DistillationTrainer(Trainer):
         try:
             # Several processes would wait for the one that saves.
             with on_termination(self._ask_to_end) if self.world_size == 1 else nullcontext():
-                super().train()
+                with self._memory("the training", SMALLER_STEPS):
+                    super().train()
         finally:
             self.config.max_num_iterations = asked
 

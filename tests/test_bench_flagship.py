@@ -79,7 +79,6 @@ def test_steps_and_views_for_a_given_time_by_hand(capture, tmp_path, monkeypatch
         curve = [training.Score(10, 20.0, 4, 0.0), training.Score(30, 40.0, 4, 0.0)]
         return training.Run("a", 0, 30, teacher_seconds=2.0 * data.initial_views, curve=curve), None
 
-    monkeypatch.setattr(equal_time, "train", train)
     monkeypatch.setattr(training, "train", train)
     options = flagship.Options(capture, tmp_path, (32, 32))
     ours = flagship.config_of(options, "mobiler2l", tmp_path)

@@ -5,6 +5,7 @@ import json
 import sys
 from types import SimpleNamespace
 
+import onnxruntime
 import pytest
 import tyro
 from bench import gpu, gpu_parts
@@ -25,6 +26,7 @@ def run(monkeypatch, *arguments) -> None:
 
 @pytest.mark.slow
 def test_every_part_is_rehearsed(monkeypatch, tmp_path, capsys, capture):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     # One part of a capture stands for the others, which are those of the demo scene with another folder.
     parts = [name for name in PARTS if name not in ("capture-student", "capture-splat", "capture-ngp")]
     run(monkeypatch, "--rehearse", "--output", tmp_path, "--capture", capture, "--parts", *parts)
@@ -74,7 +76,7 @@ def test_variants_that_fail_cost_nothing_else(monkeypatch, tmp_path):
             raise UserError("too little memory")
         return {"milliseconds": 5.0}
 
-    monkeypatch.setattr(gpu_parts, "train", lambda *args: (Run("mobiler2l", 0, 1), None))
+    monkeypatch.setattr(gpu_parts, "take_one_step", lambda config: (Run("mobiler2l", 0, 1), None))
     monkeypatch.setattr(gpu_parts, "time_steps", time_steps)
     monkeypatch.setattr(Place, "teacher", lambda self, scene, method="": tmp_path / "config.yml")
     found = gpu_parts.steps(Place(tmp_path, TINY))
@@ -86,7 +88,7 @@ def test_a_short_run_of_splats_ends_in_full_resolution():
     gpu_parts.shorten_splats(model, 4000)
     # splatfacto divides the photos' sides by 2 to the power of this.
     assert [max(model.num_downscales - step // model.resolution_schedule, 0) for step in (0, 799, 800)] == [2, 1, 0]
-    assert model.stop_split_at == 2000 and model.reset_alpha_every * model.refine_every > 4000
+    assert model.stop_split_at == 2000 < model.reset_alpha_every * model.refine_every
     nerfacto = copy.deepcopy(mobiler2l_teacher.config.pipeline.model)
     gpu_parts.shorten_splats(nerfacto, 4000)
     assert nerfacto == mobiler2l_teacher.config.pipeline.model

@@ -75,8 +75,11 @@ def test_no_step_waits_for_the_gpu(build_pipeline, photo_share):
     for number in range(3):  # views are rendered and reprojected first
         step(number)
     pipeline.datamanager.reprojected.advance = lambda step: None
+    pool = pipeline.datamanager.pool
+    view, c2w = torch.rand(*pool.images.shape[1:]), pool.c2w[0].clone()
     with Waits() as waits:
         step(3)
+        pool.add(view, c2w, (0, 0), step=3)
     assert not waits.lines
 
 

@@ -18,7 +18,7 @@ from nerfstudio.engine import trainer as engine
 from mobiler2l_ns.checkpoints import read_checkpoint
 from mobiler2l_ns.data.pool import ViewPool
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.trainer import SMALLER, DistillationTrainer
+from mobiler2l_ns.trainer import SMALLER_DATA, SMALLER_STEPS, DistillationTrainer
 from mobiler2l_ns.training.random_state import random_state, seed_all, set_random_state
 
 STEPS = 16  # the last four fine-tune
@@ -279,21 +279,25 @@ def test_too_little_gpu_memory_is_one_sentence(start, monkeypatch):
 
     trainer = start()
     monkeypatch.setattr(trainer.pipeline, "get_train_loss_dict", fill)
-    with pytest.raises(UserError, match="a training step of .* does not fit into the GPU's memory") as caught:
-        trainer.train_iteration(0)
-    sentence = one_sentence(caught)
-    assert sentence.endswith("pass smaller --pipeline.datamanager.patches-per-batch, pool-views or reprojected-views.")
+    with pytest.raises(UserError, match="the training of .* does not fit into the GPU's memory") as caught:
+        trainer.train()
+    assert one_sentence(caught).endswith("pass smaller --pipeline.datamanager.patches-per-batch.")
     monkeypatch.setattr(ViewPool, "__init__", fill)
-    with pytest.raises(UserError, match="the training data of .* does not fit into the GPU's memory"):
+    with pytest.raises(UserError, match="the training data of .* does not fit into the GPU's memory") as caught:
         start()
+    assert "--pipeline.datamanager.pool-views or --pipeline.datamanager.image-size" in one_sentence(caught)
 
 
 @pytest.mark.parametrize("spec", [mobiler2l_small, mobiler2l_teacher, mobiler2l_teacher_ngp, mobiler2l_teacher_splat])
 def test_each_method_has_an_option_that_takes_less_memory(spec):
     """The first field of its datamanager that the message knows, and no other method's."""
-    fields = [name for name in SMALLER if hasattr(spec.config.pipeline.datamanager, name)]
-    expected = {"mobiler2l-small": "patches_per_batch", "mobiler2l-teacher-splat": "camera_res_scale_factor"}
-    assert fields[0] == expected.get(spec.config.method_name, "train_num_rays_per_batch")
+    found = [
+        next(name for name in options if hasattr(spec.config.pipeline.datamanager, name))
+        for options in (SMALLER_DATA, SMALLER_STEPS)
+    ]
+    student, photos = ["patches_per_batch"] * 2, ["camera_res_scale_factor"] * 2
+    expected = {"mobiler2l-small": student, "mobiler2l-teacher-splat": photos}
+    assert found == expected.get(spec.config.method_name, ["camera_res_scale_factor", "train_num_rays_per_batch"])
 
 
 def test_evaluation_keeps_no_graph(start):

@@ -366,6 +366,17 @@ def test_a_comparison_uses_the_gpu_if_there_is_one(available, device, tmp_path, 
     assert comparison._load_teacher(TeacherConfig(load_config=path)) == device
 
 
+def test_a_comparison_without_room_for_the_teacher_leaves_it_out(tmp_path, monkeypatch, capsys):
+    def fill(self, device):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore.")
+
+    monkeypatch.setattr(TeacherConfig, "setup", fill)
+    path = tmp_path / "config.yml"
+    path.write_text(yaml.dump(mobiler2l_teacher.config))
+    assert comparison._load_teacher(TeacherConfig(load_config=path)) is None
+    assert "The teacher's column is left out: CUDA out of memory." in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     "spec, package", [(mobiler2l_teacher_ngp, "nerfacc"), (mobiler2l_teacher_splat, "gsplat")], ids=["ngp", "splat"]
 )

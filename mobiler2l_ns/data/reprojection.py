@@ -131,7 +131,9 @@ def render_depths(
     shape = len(cameras), int(cameras.height[0]), int(cameras.width[0])
     z, alpha = torch.empty(shape, device=cameras.device), torch.empty(shape, device=cameras.device)
     for i in track(range(len(cameras)), "Teacher renders the photos' depth", console=CONSOLE, transient=True):
-        alpha[i], z[i] = render(cameras[i : i + 1])[..., 3:5].unbind(-1)
+        view = render(cameras[i : i + 1])
+        alpha[i], z[i] = view[..., 3], view[..., 4]
+        del view  # before the next one is rendered
     return z, alpha
 
 

@@ -24,7 +24,7 @@ from mobiler2l_ns.cameras import cell_centres, rays_at, student_rays
 from mobiler2l_ns.data.capture import PARSER_ERRORS, CaptureDataset, check_cameras
 from mobiler2l_ns.data.photos import load_photos
 from mobiler2l_ns.datamanager import DistillationDataManagerConfig
-from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.errors import UserError, first_line
 from mobiler2l_ns.model import MobileR2LModel
 from mobiler2l_ns.run_config import read_config
 from mobiler2l_ns.runtime import Renderer
@@ -136,7 +136,11 @@ def _load_teacher(teacher: TeacherConfig) -> Optional[Teacher]:
     if is_a(read_config(path).pipeline.model._target, *CUDA_ONLY) and device == "cpu":
         CONSOLE.print("The teacher needs CUDA to render: its column is left out.")
         return None
-    return teacher.setup(device)
+    try:
+        return teacher.setup(device)
+    except (UserError, torch.cuda.OutOfMemoryError) as error:
+        CONSOLE.print(f"The teacher's column is left out: {first_line(error)}")
+        return None
 
 
 def _render_files(renderer: Renderer, model: MobileR2LModel, camera: Cameras) -> Float[Tensor, "H W 3"]:

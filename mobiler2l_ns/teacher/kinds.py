@@ -26,7 +26,7 @@ DEPTH_IS_Z = ("SplatfactoModel", "SurfaceModel")
 # Rasterisers, which render every camera as a pinhole camera.
 IGNORE_LENS = ("SplatfactoModel",)
 INSTALL_KERNELS = (
-    "install its wheel for this torch and CUDA, or the CUDA toolkit (nvcc) of torch's version to compile them"
+    "install its wheel for this torch and CUDA, or the CUDA toolkit (nvcc) of the version that torch was built for"
 )
 NO_TEACHERS = {
     "SemanticNerfWModel": "only its data set knows its classes",
@@ -45,7 +45,7 @@ def has_cuda(device) -> bool:
 
 
 def missing_kernels(model_class: type) -> Optional[str]:
-    """The package whose CUDA kernels a model needs and that has none here; None if there are all."""
+    """The package whose CUDA kernels a model needs and that has none here; None if nothing is missing."""
     for name, package in KERNELS.items():
         if is_a(model_class, name):
             try:

@@ -73,9 +73,9 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _step_shape(self, shape: Tuple[int, int], params: List[Tensor], group: Dict[str, Any]) -> None:
-        """A step of all matrices of one shape; a ``_foreach`` operation is one call for all of them."""
+        """A step of all matrices of one shape, which have gradients; ``_foreach`` operations take them at once."""
         rows, columns = shape
-        gradients, buffers = [p.grad for p in params], [self._buffer(p) for p in params]
+        gradients, buffers = [p.grad for p in params if p.grad is not None], [self._buffer(p) for p in params]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
         updates = torch.stack([update.reshape(rows, columns) for update in nesterov])

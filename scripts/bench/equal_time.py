@@ -6,7 +6,7 @@ from typing import Callable, Tuple
 
 from bench.common import default_device
 from bench.distillation import mean_of, student_pairs
-from bench.training import PROBE_VIEWS, Run, steps_within, train
+from bench.training import PROBE_VIEWS, Run, steps_within, take_one_step, train
 from mobiler2l_ns.data.photos import PhotoSet, load_photos
 from mobiler2l_ns.export.comparison import held_out_dataset
 from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig
@@ -63,8 +63,7 @@ def limit_views(config: DistillationTrainerConfig, seconds: float) -> None:
     """Lowers a student's number of views to those that its teacher renders in some seconds."""
     probe = copy.deepcopy(config)
     set_views(probe, PROBE_VIEWS)
-    probe.max_num_iterations, probe.pipeline.finetuning.steps = 1, 0
-    run, _ = train(probe, 0, lambda trainer: 0.0, 1)
+    run, _ = take_one_step(probe)
     views = int(seconds * PROBE_VIEWS / run.teacher_seconds)
     set_views(config, max(PROBE_VIEWS, min(config.pipeline.datamanager.pool_views, views)))
 

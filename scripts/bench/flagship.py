@@ -17,6 +17,7 @@ from typing import Dict, List, Optional, Tuple
 if __name__ == "__main__":  # modules are found in scripts/, not in scripts/bench/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import numpy as np
 import torch
 import tyro
 from PIL import Image
@@ -124,15 +125,14 @@ def measure_method(options: Options, method: str, outputs: Path) -> Tuple[Dict, 
 
 def add_picture(path: Path, columns: List[str], pictures: Dict[str, Tensor]) -> None:
     """Writes the columns (H, W, 3) of a picture side by side; those that are not given are in the file."""
-    from torchvision.transforms.functional import pil_to_tensor, to_pil_image
-
     width, stored = pictures["photo"].shape[1], []
     if path.is_file():
         with Image.open(path) as image:
-            stored = (pil_to_tensor(image).permute(1, 2, 0) / 255).split(width, dim=1)
-    shown = {**dict(zip(columns, stored)), **pictures}
-    picture = torch.cat([shown[name] for name in columns], dim=1).permute(2, 0, 1)
-    to_pil_image(picture.clamp(0, 1)).save(path, quality=92, subsampling=0)
+            stored = torch.from_numpy(np.array(image)).split(width, dim=1)
+    new = {name: (column.clamp(0, 1) * 255).round().to(torch.uint8) for name, column in pictures.items()}
+    shown = {**dict(zip(columns, stored)), **new}
+    picture = torch.cat([shown[name] for name in columns], dim=1)
+    Image.fromarray(picture.numpy()).save(path, quality=92, subsampling=0)
 
 
 def run_benchmark(options: Options, path: Path) -> Dict:

@@ -127,7 +127,7 @@ def measure(options: Options) -> Dict[str, Dict]:
         else:
             results[name] = measure_part(name, options) if options.rehearse else run_part(name, options, end - start)
         figures = with_machine(results, default_device())
-        del figures["machine"]["peak_memory_mb"]  # that of this process, which measures nothing
+        del figures["machine"]["peak_memory_mb"]  # each part has its own
         write_figures(figures, options.output / "gpu.json")
     return results
 

@@ -1,6 +1,6 @@
 """The parts of gpu.py: each measures one thing and returns its figures. Each runs in a process of its own.
 
-A kernel or a compiler can fail in many ways; what does is an error among the figures, and the rest is measured.
+A kernel or a compiler can fail in many ways. Each failure becomes an error among the figures, and the rest is measured.
 """
 
 import functools
@@ -16,9 +16,9 @@ from bench.common import median_milliseconds, peak_memory
 from bench.distillation import pairs, quality, student_pairs
 from bench.equal_time import train_within
 from bench.gpu_place import Place, save_picture
-from bench.published_files import pipeline_call, session
+from bench.published_files import pipeline_call
 from bench.runs import figures_of, trained
-from bench.training import few_views, take_step, train
+from bench.training import few_views, take_one_step, take_step
 from mobiler2l_ns.data.time_budget import synchronize
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.onnx_files import trace_pipeline
@@ -32,14 +32,14 @@ SPLAT_STEPS = 30000  # for which splatfacto's schedule is made
 
 
 def environment(place: Place) -> Dict:
-    """Versions, the GPU, and which kernels are there."""
-    kernels = {}
+    """Versions, the GPU, and which packages of kernels are there."""
+    packages = {}
     for name in ("gsplat", "nerfacc", "tinycudann", "triton", "onnxruntime"):
         try:
-            kernels[name] = getattr(importlib.import_module(name), "__version__", "present")
+            packages[name] = getattr(importlib.import_module(name), "__version__", "present")
         except Exception as error:  # a kernel may fail to load in many ways
-            kernels[name] = f"missing: {type(error).__name__}: {str(error)[:100]}"
-    found = {"torch": torch.__version__, "cuda": torch.version.cuda, "kernels": kernels}
+            packages[name] = f"missing: {type(error).__name__}: {str(error)[:100]}"
+    found = {"torch": torch.__version__, "cuda": torch.version.cuda, "packages": packages}
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         found["gpu"] = {"name": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1)}
@@ -84,15 +84,13 @@ def teacher(method: str, scene: str = "demo") -> Part:
 
 
 def shorten_splats(model, steps: int) -> None:
-    """Fits splatfacto's schedule of 30,000 steps to a run of other length, without its resets of the opacities.
+    """Fits splatfacto's schedule of 30,000 steps to a run of other length; other models are not changed.
 
-    Otherwise a run of 4,000 steps would never see its photos in full resolution. Other models are not changed.
+    Otherwise a run of 4,000 steps would never see its photos in full resolution.
     """
     for name in ("resolution_schedule", "warmup_length", "stop_split_at", "stop_screen_size_at", "sh_degree_interval"):
         if hasattr(model, name):
             setattr(model, name, max(1, round(getattr(model, name) * steps / SPLAT_STEPS)))
-    if hasattr(model, "reset_alpha_every"):
-        model.reset_alpha_every = steps  # in units of refine_every, so never
 
 
 def frozen(place: Place) -> Dict:
@@ -106,8 +104,7 @@ def steps(place: Place) -> Dict:
     """Milliseconds of a training step of mobiler2l by precision and compiler, and the memory that it takes."""
     config = place.student("demo", "mobiler2l")
     few_views(config)
-    config.max_num_iterations, config.pipeline.finetuning.steps = 1, 0
-    run, trainer = train(config, 0, lambda trainer: 0.0, 1)
+    run, trainer = take_one_step(config)
     variants = {"fp32": ("fp32", None), "bf16": ("bf16", None)}
     if place.sizes.compiles:
         variants["bf16, compiled"] = "bf16", "default"
@@ -189,8 +186,8 @@ def untrained(place: Place, method: str) -> MobileR2LModel:
     few_views(config)
     datamanager = config.pipeline.datamanager
     datamanager.photo_share, datamanager.reprojected_share, datamanager.photo_depth = 0.0, 0.0, False
-    config.max_num_iterations, config.pipeline.finetuning.steps = 1, 0
-    _, trainer = train(config, 0, lambda trainer: 0.0, 1)
+    datamanager.pool_views = datamanager.initial_views
+    _, trainer = take_one_step(config)
     return trainer.pipeline.model.eval()
 
 
@@ -200,10 +197,7 @@ def on_cuda(model: MobileR2LModel) -> Callable[[], object]:
 
     if CUDA_PROVIDER not in onnxruntime.get_available_providers():
         raise UserError(f"onnxruntime {onnxruntime.__version__} has no {CUDA_PROVIDER}: install onnxruntime-gpu.")
-    graph = trace_pipeline(model, "rgb", "fp32", 20)
-    if CUDA_PROVIDER not in session(graph, 0, CUDA_PROVIDER).get_providers():
-        raise UserError("onnxruntime fell back to the CPU: its CUDA libraries are missing.")
-    return pipeline_call(graph, model, 0, CUDA_PROVIDER)
+    return pipeline_call(trace_pipeline(model, "rgb", "fp32", 20), model, 0, CUDA_PROVIDER)
 
 
 def render_call(place: Place, model, dtype: Optional[torch.dtype]) -> Callable[[], None]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.onnx_files import trace_network
 from mobiler2l_ns.export.onnx_graph import trace
 from mobiler2l_ns.student.viewing_range import viewing_range
@@ -54,13 +55,20 @@ class WideEmbedder(nn.Module):
 
 
 def session(graph, threads: int, provider: str = "CPUExecutionProvider"):
-    """An onnxruntime session of a ModelProto."""
+    """An onnxruntime session of a ModelProto.
+
+    Raises:
+        UserError: onnxruntime took another provider than the one that was asked for.
+    """
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.log_severity_level = 3
-    return onnxruntime.InferenceSession(graph.SerializeToString(), settings, providers=[provider])
+    made = onnxruntime.InferenceSession(graph.SerializeToString(), settings, providers=[provider])
+    if provider not in made.get_providers():
+        raise UserError(f"onnxruntime cannot use its {provider}: its libraries are missing or of another version.")
+    return made
 
 
 def pipeline_call(graph, model, threads: int, provider: str = "CPUExecutionProvider") -> Callable[[], object]:

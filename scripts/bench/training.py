@@ -117,6 +117,12 @@ def train(
     return run, trainer
 
 
+def take_one_step(config: DistillationTrainerConfig) -> Tuple[Run, DistillationTrainer]:
+    """A student's trainer after one step, without fine-tuning and scores. The config is changed."""
+    config.max_num_iterations, config.pipeline.finetuning.steps = 1, 0
+    return train(config, 0, lambda trainer: 0.0, 1)
+
+
 def steps_within(config: DistillationTrainerConfig, seconds: float, probe_steps: int, seed: int = 0) -> int:
     """How many steps of a student fit into some seconds, its setup included: a schedule needs to know this beforehand.
 
