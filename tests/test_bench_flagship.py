@@ -41,7 +41,7 @@ def test_a_student_for_a_second(run, tmp_path):
     options = {"methods": ["mobiler2l-small"], "seconds": [1], "probe-steps": [3], "pixels": [8192]}
     results = run(flagship, **options)
     found = results["students"]["mobiler2l-small"]
-    assert found["steps"] == found["curve"][-1]["step"] >= 3 and found["gmac"] > 0
+    assert found["steps"] == found["curve"][-1]["step"] >= 3 and found["gmac"] > 0 and found["initial_views"] == 40
     assert found["psnr"] == pytest.approx(results["teacher"]["psnr"] - found["gap_to_teacher_db"], abs=2e-3)
     assert found["sharpness"] > 0 and results["columns"] == ["photo", "teacher", "mobiler2l-small"]
     assert (tmp_path / "figures.png").stat().st_size > 2000
@@ -106,6 +106,16 @@ def test_pixels_of_a_batch(capture, tmp_path):
         for method in ("mobiler2l", "mobiler2l-paper", "mobiler2l-small")
     }
     assert patches == {"mobiler2l": 3, "mobiler2l-paper": 20, "mobiler2l-small": 5}  # of 80x80, 32x32, 64x64 pixels
+
+
+def test_fewer_views_before_the_first_step(capture, tmp_path):
+    """For mobiler2l alone: the small student's views are tiles, and the published recipe needs all of its own."""
+    options = flagship.Options(capture, tmp_path, (32, 32), initial_views=7)
+    views = {
+        method: flagship.config_of(options, method, tmp_path).pipeline.datamanager.initial_views
+        for method in ("mobiler2l", "mobiler2l-paper", "mobiler2l-small")
+    }
+    assert views == {"mobiler2l": 7, "mobiler2l-paper": 10000, "mobiler2l-small": 40}
 
 
 @pytest.mark.slow

@@ -62,6 +62,8 @@ class Options:
     """Pixels in a batch, about; the methods' own 640,000 suit a GPU."""
     lr: Optional[Tuple[float, float]] = None
     """Learning rates of mobiler2l for matrices and for the rest; left out: the method's."""
+    initial_views: Optional[int] = None
+    """Views of mobiler2l before its first step; left out: the method's 100, for which a slow teacher takes minutes."""
     probe_steps: int = 16
     """Length of the run that measures the time of a step."""
     seed: int = 0
@@ -78,6 +80,8 @@ def config_of(options: Options, method: str, outputs: Path) -> DistillationTrain
     if method == "mobiler2l" and options.lr is not None:
         for group, lr in zip(("matrices", "others"), options.lr):
             config.optimizers[group]["optimizer"].lr = lr
+    if method == "mobiler2l" and options.initial_views is not None:
+        config.pipeline.datamanager.initial_views = options.initial_views
     return config
 
 
@@ -114,7 +118,8 @@ def measure_method(options: Options, method: str, outputs: Path) -> Tuple[Dict, 
     student, teacher = describe_views(found), describe_views(taught)
     figures = {
         "steps": run.curve[-1].step, "seconds": run.seconds, "teacher_seconds": run.teacher_seconds,
-        "views": run.curve[-1].views, "gmac": measure(model).gmac, "parameters": run.parameters, **student,
+        "initial_views": config.pipeline.datamanager.initial_views, "views": run.curve[-1].views,
+        "gmac": measure(model).gmac, "parameters": run.parameters, **student,
         "gap_to_teacher_db": round(teacher["psnr"] - student["psnr"], 3),
         "before_fine_tuning": next((point.psnr for point in run.curve if point.step == first), None),
         "largest_fall_in_last_third_db": largest_fall(run), "curve": [asdict(point) for point in run.curve],
