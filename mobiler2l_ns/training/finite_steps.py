@@ -39,7 +39,7 @@ class FiniteSteps:
         if not gradients:
             return
         # A norm is finite if all its numbers are; their squares overflow only far beyond any useful gradient.
-        broken = ~torch.stack(torch._foreach_norm(gradients)).sum().isfinite()
+        broken = ~torch.stack([gradient.norm() for gradient in gradients]).sum().isfinite()
         self.left_out[name] += broken
         if broken.device.type == "cuda" or bool(broken):
             for gradient in gradients:

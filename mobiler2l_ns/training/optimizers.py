@@ -8,7 +8,7 @@ B: matrices of one shape.
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any, Dict, List, Tuple, Type
+from typing import Type
 
 import torch
 from jaxtyping import Float
@@ -68,29 +68,23 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     by_shape[(p.shape[0], p.numel() // p.shape[0])].append(p)
-            for shape, params in by_shape.items():
-                self._step_shape(shape, params, group)
+            for (rows, columns), params in by_shape.items():
+                updates = torch.stack([self._nesterov(p, group["momentum"]).reshape(rows, columns) for p in params])
+                # The step of a tall matrix is larger, so that the output of a layer changes as much for every shape.
+                step_size = group["lr"] * max(1.0, rows / columns) ** 0.5
+                for p, update in zip(params, orthogonalise(updates, dtype=_arithmetic(updates))):
+                    if group["weight_decay"]:
+                        p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(update.view_as(p), alpha=-step_size)
         return loss
 
-    def _step_shape(self, shape: Tuple[int, int], params: List[Tensor], group: Dict[str, Any]) -> None:
-        """A step of all matrices of one shape, which have gradients; ``_foreach`` operations take them at once."""
-        rows, columns = shape
-        gradients, buffers = [p.grad for p in params if p.grad is not None], [self._buffer(p) for p in params]
-        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
-        nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
-        updates = torch.stack([update.reshape(rows, columns) for update in nesterov])
-        updates = orthogonalise(updates, dtype=_arithmetic(updates))
-        if group["weight_decay"]:
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        # The step of a tall matrix is larger, so that the output of a layer changes as much for every shape.
-        step_size = group["lr"] * max(1.0, rows / columns) ** 0.5
-        torch._foreach_add_(params, [u.view_as(p) for u, p in zip(updates, params)], alpha=-step_size)
-
-    def _buffer(self, p: Tensor) -> Tensor:
-        state = self.state[p]
+    def _nesterov(self, p: Float[Tensor, "*shape"], momentum: float) -> Float[Tensor, "*shape"]:
+        gradient, state = p.grad, self.state[p]
+        assert gradient is not None  # step() leaves others out
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p)
-        return state["momentum_buffer"]
+        buffer = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+        return gradient.lerp(buffer, momentum)
 
 
 def _arithmetic(matrices: Float[Tensor, "B rows columns"]) -> torch.dtype:
