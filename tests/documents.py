@@ -13,8 +13,9 @@ def without_code_blocks(text: str) -> str:
 
 
 def bash_lines(text: str) -> list:
-    """The lines of a document's bash blocks."""
-    return [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
+    """The lines of a document's bash blocks; a line that ends in a backslash and its next one are one."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
+    return [line for block in blocks for line in re.sub(r"\\\n\s*", "", block).splitlines()]
 
 
 def code_spans(text: str) -> list:
