@@ -15,6 +15,7 @@ from cuda_stand_ins import as_if_cuda  # noqa: F401  (a fixture)
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
 from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManagerConfig
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+from nerfstudio.engine.callbacks import TrainingCallbackLocation
 from PIL import Image
 
 from mobiler2l_ns.cameras import pinhole_cameras
@@ -170,6 +171,8 @@ def test_splats_go_on_with_the_parameters_of_the_checkpoint(capture, tmp_path, a
         (group,) = optimizer.param_groups
         assert group["params"][0] is parameters[name] is trainer.optimizers.parameters[name][0]
     before = parameters["means"].clone()
+    for callback in trainer.callbacks:
+        callback.run_callback_at_location(2, TrainingCallbackLocation.BEFORE_TRAIN_ITERATION)
     trainer.train_iteration(2)
     assert not torch.equal(parameters["means"], before)
     forget_writers()
