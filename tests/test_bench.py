@@ -201,6 +201,19 @@ def test_growth_of_memory_is_counted_from_the_second_fifth():
     assert soak.resident_megabytes(os.getpid()) > 100 and soak.resident_megabytes(2**22 + 1) == 0
 
 
+def test_the_published_planes_are_for_nerf_synthetic(capture, tmp_path):
+    """The planes of other captures are measured."""
+    found = {
+        (method, data is capture): training.method_config(
+            method, data, training.capture_parser(data), tmp_path
+        ).pipeline.datamanager.near_far
+        for method in ("mobiler2l-paper", "mobiler2l")
+        for data in (capture, tmp_path)
+    }
+    assert {key for key, planes in found.items() if planes == (2.0, 6.0)} == {("mobiler2l-paper", True)}
+    assert training.method_config("mobiler2l-teacher", tmp_path, training.capture_parser(tmp_path), tmp_path)
+
+
 def test_a_missing_capture_ends_in_a_sentence(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["distillation.py", "--data", "nowhere"])
     with pytest.raises(UserError, match="no folder nowhere"):

@@ -108,15 +108,6 @@ def test_pixels_of_a_batch(capture, tmp_path):
     assert patches == {"mobiler2l": 3, "mobiler2l-paper": 20, "mobiler2l-small": 5}  # of 80x80, 32x32, 64x64 pixels
 
 
-def test_the_published_planes_are_for_nerf_synthetic(capture, tmp_path):
-    """The planes of other captures are measured."""
-    found = []
-    for data in (capture, tmp_path):
-        options = flagship.Options(data, tmp_path / "config.yml", (32, 32))
-        found.append(flagship.config_of(options, "mobiler2l-paper", tmp_path).pipeline.datamanager.near_far)
-    assert found == [(2.0, 6.0), None]
-
-
 def test_fewer_views_before_the_first_step(capture, tmp_path):
     """For mobiler2l alone: the small student's views are tiles, and the published recipe needs all of its own."""
     options = flagship.Options(capture, tmp_path, (32, 32), initial_views=7)

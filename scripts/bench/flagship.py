@@ -20,7 +20,6 @@ if __name__ == "__main__":  # modules are found in scripts/, not in scripts/benc
 import numpy as np
 import torch
 import tyro
-from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from PIL import Image
 from torch import Tensor
 
@@ -81,8 +80,6 @@ def config_of(options: Options, method: str, outputs: Path) -> DistillationTrain
     if method == "mobiler2l" and options.lr is not None:
         for group, lr in zip(("matrices", "others"), options.lr):
             config.optimizers[group]["optimizer"].lr = lr
-    if not isinstance(config.pipeline.datamanager.dataparser, BlenderDataParserConfig):
-        config.pipeline.datamanager.near_far = None  # the published planes are those of NeRF-synthetic
     if method == "mobiler2l" and options.initial_views is not None:
         config.pipeline.datamanager.initial_views = options.initial_views
     return config

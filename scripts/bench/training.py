@@ -22,6 +22,7 @@ from bench.common import console, default_device
 from mobiler2l_ns import method_configs
 from mobiler2l_ns.data.reprojection import INITIAL_VIEWS
 from mobiler2l_ns.data.time_budget import synchronize
+from mobiler2l_ns.datamanager import DistillationDataManagerConfig
 from mobiler2l_ns.student.network import count_parameters
 from mobiler2l_ns.trainer import DistillationTrainer, DistillationTrainerConfig, forget_writers
 from mobiler2l_ns.training.random_state import seed_all
@@ -67,11 +68,14 @@ def capture_parser(data: Path) -> DataParserConfig:
 
 
 def method_config(method: str, data: Path, parser: DataParserConfig, outputs: Path) -> DistillationTrainerConfig:
-    """A method's config for a capture, without export."""
+    """A method's config for a capture, without export. The published planes are for NeRF-synthetic alone."""
     config = copy.deepcopy(getattr(method_configs, method.replace("-", "_")).config)
     config.machine.device_type, config.vis = default_device().type, "tensorboard"
     config.data, config.output_dir, config.pipeline.model.export_when_done = data, outputs, False
-    config.pipeline.datamanager.data, config.pipeline.datamanager.dataparser = data, parser
+    datamanager = config.pipeline.datamanager
+    datamanager.data, datamanager.dataparser = data, parser
+    if isinstance(datamanager, DistillationDataManagerConfig) and not isinstance(parser, BlenderDataParserConfig):
+        datamanager.near_far = None  # measured
     return config
 
 
