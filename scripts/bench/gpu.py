@@ -126,6 +126,7 @@ def measure(options: Options) -> Dict[str, Dict]:
             results[name] = {"error": "no time left"}
         else:
             results[name] = measure_part(name, options) if options.rehearse else run_part(name, options, end - start)
+        results[name].setdefault("seconds_of_part", round(time.perf_counter() - start, 1))  # a part that failed
         figures = with_machine(results, default_device())
         del figures["machine"]["peak_memory_mb"]  # each part has its own
         write_figures(figures, options.output / "gpu.json")
