@@ -52,12 +52,15 @@ def pseudo_data(**options) -> DistillationDataManagerConfig:
     )
 
 
-def muon(matrix_lr: float, other_lr: float, steps: int, pixels: int) -> dict:
+def muon(matrix_lr: float, other_lr: float, steps: int, pixels: int, exponent: float = 0.5) -> dict:
     """Muon for the weights of convolutions, AdamW for the rest, cosine schedules.
 
-    The rates are those of a run of ``steps`` steps with batches of ``pixels`` pixels.
+    The rates are those of a run of ``steps`` steps with batches of ``pixels`` pixels, and fall as the length to the
+    power of ``-exponent``.
     """
-    schedule = CosineSchedulerConfig(warmup_steps=10, final_ratio=0.02, reference_steps=steps, reference_pixels=pixels)
+    schedule = CosineSchedulerConfig(
+        warmup_steps=10, final_ratio=0.02, reference_steps=steps, length_exponent=exponent, reference_pixels=pixels
+    )  # fmt: skip
     return {
         "matrices": {"optimizer": MuonOptimizerConfig(lr=matrix_lr, momentum=0.9), "scheduler": schedule},
         "others": {"optimizer": AdamWOptimizerConfig(lr=other_lr), "scheduler": schedule},
@@ -87,7 +90,7 @@ def full_scale(method_name: str, network: NetworkConfig) -> DistillationTrainerC
             reprojected_share=0.6,
             photo_depth=True,
         ),
-        muon(1e-2, 1e-3, steps=30000, pixels=100 * 80**2),
+        muon(1.6e-2, 1.6e-3, steps=3000, pixels=100 * 80**2, exponent=0.4),
         FineTuningConfig(steps=3000, validate_every=200),
         max_num_iterations=30000,
         steps_per_save=2000,

@@ -1,5 +1,7 @@
 """The cosine schedule against closed formulas."""
 
+import math
+
 import pytest
 import torch
 
@@ -51,6 +53,13 @@ def test_longer_runs_take_smaller_steps():
         _, schedule = make_schedule(max_steps=max_steps, reference_steps=100, warmup_steps=0)
         assert schedule.factor(0) == pytest.approx(peak)
         assert schedule.factor(max_steps) == pytest.approx(0.1 * peak)
+
+
+def test_how_fast_the_rate_falls_with_the_length():
+    """32 times the reference length to the power of 0.4 is 4; of 0.5 it is 5.66."""
+    for exponent, peak in ((0.4, 1 / 4), (0.5, 1 / math.sqrt(32)), (0.0, 1.0)):
+        _, schedule = make_schedule(max_steps=3200, reference_steps=100, length_exponent=exponent, warmup_steps=0)
+        assert schedule.factor(0) == pytest.approx(peak)
 
 
 def test_smaller_batches_take_smaller_steps():

@@ -25,8 +25,10 @@ class CosineSchedulerConfig(SchedulerConfig):
     final_ratio: float = 0.02
     """Learning rate at the last step, as a fraction of the highest."""
     reference_steps: Optional[int] = None
-    """Number of steps for which the optimizer's lr was tuned. A run N times as long uses lr / sqrt(N), but at most
-    2.5 lr. None: every run uses lr."""
+    """Number of steps for which the optimizer's lr was tuned. A run N times as long uses lr / N**length_exponent, but at
+    most 2.5 lr. None: every run uses lr."""
+    length_exponent: float = 0.5
+    """How fast the rate falls with the length of a run."""
     reference_pixels: Optional[int] = None
     """Pixels of a batch for which the optimizer's lr was tuned. Batches 1/N as large lower the rate by the fourth root
     of N, larger ones do not change it. None: the rate does not depend on the batch."""
@@ -44,7 +46,7 @@ class CosineScheduler(Scheduler):
         config = self.config
         return CosineLR(
             optimizer, config.warmup_steps, config.final_ratio, config.max_steps, config.reference_steps,
-            config.reference_pixels,
+            config.reference_pixels, config.length_exponent,
         )  # fmt: skip
 
 
@@ -58,6 +60,7 @@ class CosineLR(LRScheduler):
         max_steps: Last step of the decay; None until ``fit_run`` is called, and no decay until then.
         reference_steps: Number of steps for which the optimizer's lr was tuned.
         reference_pixels: Pixels of a batch for which it was tuned.
+        length_exponent: The rate is that of ``reference_steps``, divided by the ratio of the lengths to this power.
     """
 
     def __init__(
@@ -68,10 +71,11 @@ class CosineLR(LRScheduler):
         max_steps: Optional[int],
         reference_steps: Optional[int] = None,
         reference_pixels: Optional[int] = None,
+        length_exponent: float = 0.5,
     ):
         self.warmup_steps, self.final_ratio, self.max_steps = warmup_steps, final_ratio, max_steps
         self.reference_steps, self.reference_pixels = reference_steps, reference_pixels
-        self.pixels = reference_pixels
+        self.pixels, self.length_exponent = reference_pixels, length_exponent
         super().__init__(optimizer)
 
     def fit_run(self, end: int, pixels: int) -> None:
@@ -89,7 +93,7 @@ class CosineLR(LRScheduler):
         """The highest learning rate as a fraction of the optimizer's lr; lower for longer runs and smaller batches."""
         factor = 1.0
         if self.reference_steps is not None and self.max_steps is not None:
-            factor = min(MAX_PEAK, math.sqrt(self.reference_steps / self.max_steps))
+            factor = min(MAX_PEAK, (self.reference_steps / self.max_steps) ** self.length_exponent)
         if self.reference_pixels is not None and self.pixels is not None:
             factor *= min(1.0, (self.pixels / self.reference_pixels) ** 0.25)
         return factor
