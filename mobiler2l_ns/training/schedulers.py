@@ -25,8 +25,8 @@ class CosineSchedulerConfig(SchedulerConfig):
     final_ratio: float = 0.02
     """Learning rate at the last step, as a fraction of the highest."""
     reference_steps: Optional[int] = None
-    """Number of steps for which the optimizer's lr was tuned. A run N times as long uses lr / N**length_exponent, but at
-    most 2.5 lr. None: every run uses lr."""
+    """Number of steps for which the optimizer's lr was tuned. A run N times as long uses lr / N**length_exponent, but
+    at most 2.5 lr. None: every run uses lr."""
     length_exponent: float = 0.5
     """How fast the rate falls with the length of a run."""
     reference_pixels: Optional[int] = None
