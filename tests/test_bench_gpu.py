@@ -37,8 +37,7 @@ def test_every_part_is_rehearsed(monkeypatch, tmp_path, capsys, capture):
     for name in ("teacher", "student", "paper", "compact", "capture-teacher"):
         assert 3 < figures[name]["psnr"] < 40, name
     assert figures["teacher"]["rays_per_second"] > 10 and figures["steps"]["bf16"]["milliseconds"] > 0
-    assert all(figures[name]["seconds_of_part"] >= 0 for name in parts)
-    assert figures["student"]["seconds_of_part"] > 0  # others may take less than a tenth of a second
+    assert all(figures[name]["seconds_of_part"] > 0 for name in parts if name not in failed)
     assert "has no CUDAExecutionProvider: install onnxruntime-gpu" in figures["latency"]["onnxruntime"]
     assert "peak_memory_mb" not in figures["machine"]
     assert figures["frozen"]["ratio"] > 0 and figures["latency"]["mobiler2l, torch, bf16"] > 0

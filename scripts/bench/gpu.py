@@ -65,7 +65,7 @@ def measure_part(name: str, options: Options) -> Dict:
     """A part's figures, measured in this process and written to its file."""
     start, capture = time.perf_counter(), options.capture and options.capture.resolve()
     figures = PARTS[name](Place(options.output.resolve(), sizes_of(options), capture))
-    figures["seconds_of_part"] = round(time.perf_counter() - start, 1)
+    figures["seconds_of_part"] = round(time.perf_counter() - start, 3)
     (options.output / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
     return figures
 
@@ -126,7 +126,7 @@ def measure(options: Options) -> Dict[str, Dict]:
             results[name] = {"error": "no time left"}
         else:
             results[name] = measure_part(name, options) if options.rehearse else run_part(name, options, end - start)
-        results[name].setdefault("seconds_of_part", round(time.perf_counter() - start, 1))  # a part that failed
+        results[name].setdefault("seconds_of_part", round(time.perf_counter() - start, 3))  # a part that failed
         figures = with_machine(results, default_device())
         del figures["machine"]["peak_memory_mb"]  # each part has its own
         write_figures(figures, options.output / "gpu.json")
