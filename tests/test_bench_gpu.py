@@ -3,6 +3,7 @@
 import copy
 import json
 import sys
+import time
 from types import SimpleNamespace
 
 import onnxruntime
@@ -29,15 +30,19 @@ def test_every_part_is_rehearsed(monkeypatch, tmp_path, capsys, capture):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     # One part of a capture stands for the others, which are those of the demo scene with another folder.
     parts = [name for name in PARTS if name not in ("capture-student", "capture-splat", "capture-ngp")]
+    start = time.perf_counter()
     run(monkeypatch, "--rehearse", "--output", tmp_path, "--capture", capture, "--parts", *parts)
-    figures = json.loads((tmp_path / "gpu.json").read_text())
+    seconds, figures = time.perf_counter() - start, json.loads((tmp_path / "gpu.json").read_text())
     assert set(parts) <= set(figures)
     failed = {name for name in parts if "error" in figures[name]}
     assert failed == {"teacher-splat", "teacher-ngp"}
-    for name in ("teacher", "student", "paper", "compact", "capture-teacher"):
+    trained = "teacher", "student", "paper", "compact", "capture-teacher"
+    for name in trained:
         assert 3 < figures[name]["psnr"] < 40, name
     assert figures["teacher"]["rays_per_second"] > 10 and figures["steps"]["bf16"]["milliseconds"] > 0
-    assert all(figures[name]["seconds_of_part"] > 0 for name in parts if name not in failed)
+    # Parts that train take seconds; others, such as the environment, may take less than a millisecond.
+    assert all(figures[name]["seconds_of_part"] > 0.1 for name in trained)
+    assert sum(figures[name]["seconds_of_part"] for name in parts) < seconds + 0.001 * len(parts)
     assert "has no CUDAExecutionProvider: install onnxruntime-gpu" in figures["latency"]["onnxruntime"]
     assert "peak_memory_mb" not in figures["machine"]
     assert figures["frozen"]["ratio"] > 0 and figures["latency"]["mobiler2l, torch, bf16"] > 0
@@ -71,9 +76,9 @@ def test_a_student_has_the_time_that_is_left(left, expected, monkeypatch, tmp_pa
 
 
 def test_the_time_of_a_part_that_was_stopped(tmp_path):
-    """Of 0.6 s, importing torch takes all."""
-    found = gpu.measure(gpu.Options(tmp_path, minutes=0.01, parts=("environment", "scene")))
-    assert found["environment"]["error"] == "stopped after 1 s" and found["environment"]["seconds_of_part"] >= 0.6
+    """No process imports torch within 0.12 s."""
+    found = gpu.measure(gpu.Options(tmp_path, minutes=0.002, parts=("environment", "scene")))
+    assert found["environment"]["error"] == "stopped after 0 s" and found["environment"]["seconds_of_part"] >= 0.12
     assert found["scene"] == {"error": "no time left", "seconds_of_part": 0.0}
     assert json.loads((tmp_path / "gpu.json").read_text())["environment"] == found["environment"]
 
