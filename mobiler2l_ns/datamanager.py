@@ -26,13 +26,13 @@ from mobiler2l_ns.data.batches import BatchMixer, check_batches, check_shares
 from mobiler2l_ns.data.capture import CaptureDataManager, CaptureDataManagerConfig
 from mobiler2l_ns.data.photo_source import PhotoSource, num_reprojected_views
 from mobiler2l_ns.data.photos import PhotoSet, TrainingViewRays, load_photos
+from mobiler2l_ns.data.planes import choose_near_far
 from mobiler2l_ns.data.pool import ViewPool, announce_memory
 from mobiler2l_ns.data.poses import PoseKind, PoseSampler, fit_poses
 from mobiler2l_ns.data.reprojection import ReprojectedViews
 from mobiler2l_ns.data.saved_views import SavedViews
 from mobiler2l_ns.data.student_camera import (
     check_pinholes,
-    choose_near_far,
     find_points,
     fit_student_camera,
     student_focal,
@@ -42,7 +42,7 @@ from mobiler2l_ns.data.time_budget import TimeBudget, synchronize
 from mobiler2l_ns.data.view_stream import ViewStream
 from mobiler2l_ns.student.sampler import Points
 from mobiler2l_ns.teacher.adoption import check_same_scene, check_same_world
-from mobiler2l_ns.teacher.frozen import CachedViews, TeacherConfig, depth_range
+from mobiler2l_ns.teacher.frozen import CachedViews, TeacherConfig
 from mobiler2l_ns.teacher.teacher import Teacher
 from mobiler2l_ns.training.distributed import broadcast_from_main, local_share
 
@@ -194,9 +194,10 @@ class DistillationDataManager(CaptureDataManager):
         if self.teacher_is_of_other_data:
             check_same_scene(self.teacher, source.load_few(), teacher, self.get_datapath())
         self.photos, self.validation = source.load()
-        near_far = broadcast_from_main(
-            lambda: choose_near_far(config.near_far, self._measure, self.pose_sampler, self.size, focal)
-        )
+        near_far = broadcast_from_main(lambda: choose_near_far(
+            config.near_far, lambda camera: self.teacher.surface_depths(camera), self.pose_sampler, self.size, focal,
+            self.points == "unbounded",
+        ))  # fmt: skip
         camera = fit_student_camera(dataset.cameras, self.pose_sampler, self.size, focal, near_far, self.points)
         dataset.metadata["student_camera"] = camera  # nerfstudio hands this dictionary to the model
         self.pool = ViewPool(
@@ -213,9 +214,6 @@ class DistillationDataManager(CaptureDataManager):
         self.view_stream = ViewStream(
             self.pool, self.pose_sampler, self.budget, self._render_teacher, config.initial_views
         )
-
-    def _measure(self, probes: Cameras) -> Tuple[float, float]:
-        return depth_range(self.teacher, probes, self.points == "unbounded")
 
     def _identity(self, focal: float) -> str:
         """What cached views show: those of another teacher, other poses or another lens are of no use."""

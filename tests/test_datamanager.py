@@ -205,9 +205,12 @@ def test_near_and_far_enclose_the_ball(build):
     assert (camera.height, camera.width) == (32, 32) and camera.focal == pytest.approx(16 / 0.36)
 
 
-def test_given_near_and_far_are_taken_as_they_are(build, stub_teacher):
-    camera = build(near_far=(1.5, 7.0)).train_dataset.metadata["student_camera"]
-    assert (camera.near, camera.far) == (1.5, 7.0) and stub_teacher.probes == 0
+def test_given_near_and_far_are_taken_as_they_are(build, capsys):
+    """The ball lies between 2.88 and 4.03."""
+    for planes, warns in (((1.5, 7.0), False), ((5.0, 7.0), True)):
+        camera = build(near_far=planes).train_dataset.metadata["student_camera"]
+        assert (camera.near, camera.far) == planes
+        assert ("Warning: only 0% of what the teacher renders" in capsys.readouterr().out) == warns
     for wrong in ((0.0, 1.0), (3.0, 2.0)):
         with pytest.raises(UserError, match="--pipeline.datamanager.near-far needs 0 < near < far"):
             build(near_far=wrong)

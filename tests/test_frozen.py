@@ -6,9 +6,8 @@ from nerfstudio.cameras.cameras import Cameras
 
 from mobiler2l_ns.cameras import cell_centres, pinhole_cameras, student_rays
 from mobiler2l_ns.errors import UserError
-from mobiler2l_ns.geometry import look_at
 from mobiler2l_ns.teacher import frozen as teacher
-from mobiler2l_ns.teacher.frozen import FrozenTeacher, depth_range
+from mobiler2l_ns.teacher.frozen import FrozenTeacher
 
 # -- alpha and depth --------------------------------------------------------------------------------------------------
 
@@ -94,27 +93,3 @@ def test_a_teacher_without_geometry_says_so_once(monkeypatch, capsys):
     assert printed.count("renders no accumulation") == printed.count("renders no depth") == 1
     with pytest.raises(UserError, match="teacher/config.yml renders no depth.*near-far"):
         found.surface_depths(camera)
-
-
-# -- near and far -----------------------------------------------------------------------------------------------------
-
-
-def test_depth_range_by_hand(stub_teacher):
-    """One camera at distance D = 4. A ray at tangent t meets the ball at z = (4 - sqrt(16 - 15(1 + t^2))) / (1 + t^2).
-
-    Seen pixels are spread evenly over t^2 < 1/15. At 1 percent, t^2 = 0.01/15: z = (4 - sqrt 0.99) / 1.000667 = 3.0030.
-    At 99 percent: z = (4 - sqrt 0.01) / 1.066 = 3.6585. The margin is 0.03 * 0.6555 + 0.0037 = 0.0233.
-    """
-    pose = look_at(torch.tensor([[0.0, -4, 0]]), torch.zeros(1, 3), torch.tensor([0.0, 0, 1]))
-    near, far = depth_range(stub_teacher, pinhole_cameras(pose, 700.0, 400, 400))
-    assert near == pytest.approx(2.9797, abs=0.001)
-    assert far == pytest.approx(3.6818, abs=0.01)
-
-
-def test_a_teacher_that_shows_nothing_is_refused(stub_teacher):
-    away = pinhole_cameras(
-        torch.eye(4)[None, :3] * torch.tensor([1.0, 1, 1, 0]) + torch.tensor([0.0, 0, 0, 9]), 9.0, 8, 8
-    )
-    stub_teacher.radius = 1e-3
-    with pytest.raises(UserError, match="--pipeline.datamanager.teacher"):
-        depth_range(stub_teacher, away)

@@ -6,23 +6,19 @@ H, W: pixels of the student's view.
 """
 
 from dataclasses import dataclass
-from typing import Callable, Literal, Optional, Tuple
+from typing import Literal, Optional, Tuple
 
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.datasets.base_dataset import InputDataset
-from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
-from mobiler2l_ns.cameras import fit_cameras, pinhole_cameras
+from mobiler2l_ns.cameras import fit_cameras
 from mobiler2l_ns.data.poses import OrbitPoses, PoseSampler
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.geometry import cameras_cube
 from mobiler2l_ns.student.coverage import spread_viewpoints
 from mobiler2l_ns.student.sampler import DepthRange, Points
-
-PROBE_SIDE = 32  # pixels of the longer side of the views that the depth range is measured on
-NUM_PROBES = 24
 
 
 @dataclass(frozen=True)
@@ -109,12 +105,6 @@ def student_size(dataset: InputDataset, image_size: Optional[Tuple[int, int]], u
     return height, width
 
 
-def probe_cameras(poses: PoseSampler, size: Tuple[int, int], focal: float) -> Cameras:
-    """Small cameras at sampled poses, through which the depth range is measured."""
-    scale = PROBE_SIDE / max(size)
-    return pinhole_cameras(poses.sample(NUM_PROBES), focal * scale, *(round(side * scale) for side in size))
-
-
 def check_pinholes(dataset: InputDataset) -> None:
     """Raises UserError, naming the photo, for fisheye cameras and panoramas: their rays have no unit depth."""
     other = (dataset.cameras.camera_type[:, 0] != CameraType.PERSPECTIVE.value).nonzero()
@@ -125,34 +115,6 @@ def check_pinholes(dataset: InputDataset) -> None:
             "photos (e.g. with `colmap image_undistorter`), or cut panoramas into flat images with "
             "`ns-process-data images --camera-type equirectangular`."
         )
-
-
-def choose_near_far(
-    option: Optional[Tuple[float, float]], measure: Callable[[Cameras], Tuple[float, float]], poses: PoseSampler,
-    size: Tuple[int, int], focal: float,
-) -> Tuple[float, float]:  # fmt: skip
-    """Near and far plane, world units: those of the option, else those of what the teacher renders.
-
-    Args:
-        option: The planes that the command names.
-        measure: Measures the planes on small cameras.
-        poses: Where these cameras stand.
-        size: H and W.
-        focal: Focal length in pixels of the student's view.
-    """
-    if option is not None:
-        check_near_far(option)
-        return option
-    near, far = measure(probe_cameras(poses, size, focal))
-    CONSOLE.print(f"Content lies between z = {near:.3f} and {far:.3f} ({poses.kind} poses)")
-    return near, far
-
-
-def check_near_far(near_far: Tuple[float, float]) -> None:
-    """Raises UserError for planes in the wrong order."""
-    near, far = near_far
-    if not 0 < near < far:
-        raise UserError(f"--pipeline.datamanager.near-far needs 0 < near < far, not {near} {far}.")
 
 
 def find_points(option: Literal["auto", "bounded", "unbounded"], dataset: InputDataset) -> Points:

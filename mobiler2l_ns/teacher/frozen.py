@@ -178,32 +178,6 @@ class FrozenTeacher:
                 setattr(chunked, name, max(1, getattr(chunked, name) // 4))
 
 
-def depth_range(teacher: Teacher, cameras: Cameras, unbounded: bool = False) -> Tuple[float, float]:
-    """Near and far plane, tight around the surfaces that the teacher renders.
-
-    One percent of the surfaces on either side is left out (floaters, sky). Then the range grows by 3 percent: in z for
-    bounded scenes, in 1/z for unbounded ones, whose far plane at most doubles.
-
-    Args:
-        teacher: The teacher.
-        cameras: The cameras (N,) that it renders.
-        unbounded: The kind of scene.
-
-    Raises:
-        UserError: The teacher renders no surface.
-    """
-    depths = torch.cat([teacher.surface_depths(cameras[i : i + 1]).cpu() for i in range(len(cameras))])
-    if len(depths) == 0:
-        raise UserError("the teacher's views are empty: train it longer, or pass another one with "
-                        "--pipeline.datamanager.teacher.load-config.")  # fmt: skip
-    near, far = torch.quantile(depths[torch.randperm(len(depths))[: 1 << 20]], torch.tensor([0.01, 0.99])).tolist()
-    if unbounded:
-        margin = 0.03 * (1 / near - 1 / far)
-        return 1 / (1 / near + margin), 1 / max(1 / far - margin, 0.5 / far)
-    margin = 0.03 * (far - near) + 1e-3 * far
-    return max(near - margin, 0.05 * near), far + margin
-
-
 class CachedViews:
     """A teacher's views of held-out cameras, each rendered once, because a frozen teacher does not change.
 
