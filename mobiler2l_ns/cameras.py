@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mobiler2l_ns.errors import UserError
 
+CROP_ONLY = 0.98  # images that would have to shrink by less than this are cropped instead
 PANORAMAS = {
     CameraType.EQUIRECTANGULAR, CameraType.OMNIDIRECTIONALSTEREO_L, CameraType.OMNIDIRECTIONALSTEREO_R,
     CameraType.VR180_L, CameraType.VR180_R,
@@ -197,8 +198,30 @@ def _tangent(angle: float) -> float:
     return math.tan(angle) if abs(angle) < math.pi / 2 else math.copysign(math.inf, angle)
 
 
+def fitting_crop(
+    old_h: Float[Tensor, "*batch"], old_w: Float[Tensor, "*batch"], height: int, width: int
+) -> Tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+    """The centred crop of an image that becomes height x width pixels when it is scaled.
+
+    Images that are a little too large are only cropped, at whole pixels: resampling would blur them.
+
+    Args:
+        old_h: Height of the image.
+        old_w: Its width.
+        height: New height.
+        width: New width.
+
+    Returns:
+        The scale factor, and the top and left edge of the crop in old pixels.
+    """
+    factor = torch.maximum(width / old_w, height / old_h)
+    factor = torch.where((factor >= CROP_ONLY) & (factor <= 1), 1.0, factor)
+    top, left = (old_h - height / factor) / 2, (old_w - width / factor) / 2
+    return factor, torch.where(factor == 1, top.floor(), top), torch.where(factor == 1, left.floor(), left)
+
+
 def fit_cameras(cameras: Cameras, height: int, width: int) -> Tuple[Cameras, Float[Tensor, "N"]]:
-    """Cameras of the images that ``fit_image`` makes: scaled by one factor, then cropped at the centre.
+    """Cameras of the images that ``fit_image`` makes, see ``fitting_crop``.
 
     Args:
         cameras: Cameras of shape (N,), of any image sizes.
@@ -208,12 +231,11 @@ def fit_cameras(cameras: Cameras, height: int, width: int) -> Tuple[Cameras, Flo
     Returns:
         The cameras, and the scale factor of each.
     """
-    old_w, old_h = cameras.width.float(), cameras.height.float()  # (N, 1)
-    factor = torch.maximum(width / old_w, height / old_h)
+    factor, top, left = fitting_crop(cameras.height.float(), cameras.width.float(), height, width)  # (N, 1) each
     fitted = Cameras(
         camera_to_worlds=cameras.camera_to_worlds,
         fx=cameras.fx * factor, fy=cameras.fy * factor,
-        cx=(cameras.cx - old_w / 2) * factor + width / 2, cy=(cameras.cy - old_h / 2) * factor + height / 2,
+        cx=(cameras.cx - left) * factor, cy=(cameras.cy - top) * factor,
         width=torch.full_like(cameras.width, width), height=torch.full_like(cameras.height, height),
         distortion_params=cameras.distortion_params, camera_type=cameras.camera_type,
     )  # fmt: skip
@@ -221,16 +243,14 @@ def fit_cameras(cameras: Cameras, height: int, width: int) -> Tuple[Cameras, Flo
 
 
 def fit_image(image: Float[Tensor, "H0 W0 C"], height: int, width: int) -> Float[Tensor, "{height} {width} C"]:
-    """The image of a camera of ``fit_cameras``: resized with antialiasing to cover height x width, then cropped.
+    """The image of a camera of ``fit_cameras``, resized with antialiasing where ``fitting_crop`` scales it.
 
-    The scale factor is exactly that of the camera and the image centre stays fixed, so pixels keep their rays.
+    Scale factor and crop are exactly those of the camera, so pixels keep their rays.
     """
-    old_h, old_w = image.shape[:2]
-    if (old_h, old_w) == (height, width):
-        return image
-    factor = max(width / old_w, height / old_h)
-    # The centred crop whose scaled size is height x width, in old pixels; its edges may lie between pixels.
-    top, left = (old_h - height / factor) / 2, (old_w - width / factor) / 2
+    sides = torch.tensor(image.shape[:2], dtype=torch.float32)  # the cameras' type: both decide alike
+    factor, top, left = (float(value) for value in fitting_crop(*sides, height, width))
+    if factor == 1:
+        return image[int(top) : int(top) + height, int(left) : int(left) + width]
     return resample_crop(image, top, left, height / factor, width / factor, height, width)
 
 
@@ -270,8 +290,9 @@ def student_view(camera: Cameras, focal: float, upscale: int) -> StudentView:
     """The rays with which a student renders a camera of any image size and field of view.
 
     The super-resolution stages are trained for one angular size of a cell. So the grid has the focal length that the
-    student was trained with and covers the camera's field of view, and the rendered image is resized afterwards. If
-    the camera has the trained focal length and ``upscale`` divides its image size, nothing is resized or cropped.
+    student was trained with and covers the camera's field of view, and the rendered image is resized afterwards. A
+    camera whose focal length differs from it by less than half a cell over the image counts as trained: resizing would
+    blur its image. If ``upscale`` divides its image size, too, nothing is resized or cropped.
 
     Args:
         camera: A camera of shape (1,).
@@ -284,8 +305,10 @@ def student_view(camera: Cameras, focal: float, upscale: int) -> StudentView:
     if CameraType(int(camera.camera_type)) in PANORAMAS:
         raise UserError("a light field does not render panoramas: use a camera path of perspective cameras.")
     height, width = int(camera.height), int(camera.width)
-    factor = focal / float(camera.fy)
+    factor = focal / float(camera.fx)
     inner_h, inner_w = max(upscale, round(height * factor)), max(upscale, round(width * factor))
+    if max(abs(inner_h - height), abs(inner_w - width)) <= upscale / 2:
+        inner_h, inner_w = height, width
     h, w = -(-inner_h // upscale), -(-inner_w // upscale)
     coords = cell_centres(h, w, (upscale * height / inner_h, upscale * width / inner_w), camera.device)
     index = torch.zeros(1, dtype=torch.long, device=camera.device)

@@ -140,6 +140,21 @@ def test_equal_size_is_the_identity():
         assert torch.equal(getattr(fitted, name), getattr(camera, name)), name
 
 
+@pytest.mark.parametrize("new, corner", [((816, 1232), (3, 2)), ((822, 1232), (0, 2)), ((806, 1213), (8, 12))])
+def test_an_image_that_is_a_little_too_large_is_cropped_at_whole_pixels(new, corner):
+    """Resampled by 0.996 or moved by half a pixel, a photo of mip-NeRF 360 would lose its finest detail."""
+    (height, width), (top, left) = new, corner
+    picture, camera = torch.rand(822, 1237, 3), make_camera(822, 1237, focal=900.0, cx=610.0, cy=420.0)
+    assert torch.equal(fit_image(picture, *new), picture[top : top + height, left : left + width])
+    fitted, factor = fit_cameras(camera, *new)
+    assert float(factor) == 1
+    assert [float(v) for v in (fitted.fx, fitted.fy, fitted.cx, fitted.cy)] == [900, 900, 610 - left, 420 - top]
+
+
+def test_an_image_that_is_larger_by_more_is_resampled():
+    assert float(fit_cameras(make_camera(800, 800, focal=900.0, cx=400.0, cy=400.0), 776, 776)[1]) < 0.971
+
+
 def test_a_crop_has_the_rays_of_its_pixels():
     camera = make_camera(32, 48, focal=50.0, cx=20.0, cy=13.0)
     crop = crop_camera(camera, top=5, left=11, height=16, width=24).generate_rays(0, keep_shape=True)
@@ -157,6 +172,21 @@ def test_the_trained_view_is_neither_cropped_nor_resized():
     assert view[1:] == (32, 48, 32, 48)
     picture = torch.rand(3, 32, 48)
     assert torch.equal(to_camera_size(picture, view), picture.permute(1, 2, 0))
+
+
+@pytest.mark.parametrize("fx, fy", [(1000.0, 999.25), (1003.0, 1000.0), (996.9, 1000.0)], ids=str)
+def test_nearly_the_trained_focal_length_resizes_nothing(fx, fy):
+    """The student has one focal length, photos have two, and each camera has its own: 1280 columns change by 4."""
+    camera = make_camera(720, 1280, focal=fx, cx=640.0, cy=360.0)
+    camera.fy[:] = fy
+    view = student_view(camera, 1000.0, 8)
+    cells = rays_at(camera, ZERO, cell_centres(90, 160, (8, 8))[None])
+    torch.testing.assert_close(view.rays.directions, cells.directions, atol=0, rtol=0)
+    assert view[1:] == (720, 1280, 720, 1280)
+
+
+def test_another_focal_length_is_resized():
+    assert student_view(make_camera(720, 1280, focal=990.0, cx=640.0, cy=360.0), 1000.0, 8)[1:3] == (727, 1293)
 
 
 def test_an_odd_size_is_cropped_from_whole_cells():

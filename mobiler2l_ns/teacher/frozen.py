@@ -17,7 +17,7 @@ from nerfstudio.models.base_model import Model
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
-from mobiler2l_ns.cameras import fit_cameras, fit_image, ray_lengths
+from mobiler2l_ns.cameras import CROP_ONLY, fit_cameras, fit_image, ray_lengths
 from mobiler2l_ns.checkpoints import load_model
 from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.run_config import read_config
@@ -199,7 +199,8 @@ class CachedViews:
         """
         height, width = int(camera.height), int(camera.width)
         if index not in self.views:
-            factor = min(1.0, self.max_side / max(height, width))
+            factor = self.max_side / max(height, width)
+            factor = 1.0 if factor > CROP_ONLY else factor  # fit_cameras would crop the view
             small, _ = fit_cameras(camera, round(height * factor), round(width * factor))
             self.views[index] = (self.load().render(small) * 255).round().to(torch.uint8).cpu()
         return fit_image(self.views[index].float() / 255, height, width)
