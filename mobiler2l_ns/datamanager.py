@@ -76,7 +76,7 @@ class DistillationDataManagerConfig(CaptureDataManagerConfig):
     tile_cells: Optional[int] = None
     """Render square tiles of this many ray-grid cells a side instead of whole views: more poses for the same pixels."""
     photo_share: float = 0.5
-    """Fraction of each batch that comes from the photos. 0: teacher views only."""
+    """Fraction of each batch that comes from the photos. 0: none, but reprojected views are made of photos, too."""
     reprojected_share: float = 0.0
     """Fraction of the other patches that comes from reprojected views: photos moved to new poses by the teacher's
     depth, which cost little and have a photo's colours. 0: none."""

@@ -10,8 +10,6 @@ from mobiler2l_ns.cameras import (
     bundle_camera,
     cell_centres,
     crop_camera,
-    fit_cameras,
-    fit_image,
     pinhole_cameras,
     pinhole_rays,
     ray_lengths,
@@ -22,6 +20,7 @@ from mobiler2l_ns.cameras import (
     to_camera_size,
 )
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.fitting import fit_cameras, fit_image
 from mobiler2l_ns.geometry import look_at
 from mobiler2l_ns.student.coverage import ray_distances
 from mobiler2l_ns.student.sampler import Sampler

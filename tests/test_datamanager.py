@@ -226,6 +226,13 @@ def test_a_size_that_does_not_divide_names_its_cure(build, size, cure):
     one_sentence(caught)
 
 
+def test_photos_that_are_enlarged_are_named(build, capsys):
+    build(image_size=(40, 40))
+    assert "Warning: the photos are 32x32 pixels, and the student's view of 40x40" in capsys.readouterr().out
+    build(image_size=(24, 24))
+    assert "Warning" not in capsys.readouterr().out
+
+
 def test_photos_that_do_not_divide_are_named(build, capture):
     with pytest.raises(UserError, match="upscale factor 12.*image-size 24 24") as caught:
         build(upscale=12)

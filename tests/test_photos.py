@@ -15,19 +15,38 @@ def test_on_white_by_hand():
     assert on_white(pixel[:, :3]).equal(pixel[:, :3])
 
 
+def numbered_photos(total: int) -> PhotoSet:
+    """Photos whose every pixel is their number."""
+    images = torch.arange(total, dtype=torch.uint8).view(total, 1, 1, 1).expand(total, 8, 8, 3)
+    return PhotoSet(images, pinhole_cameras(torch.eye(4)[None, :3].repeat(total, 1, 1), 8.0, 8, 8), 8)
+
+
 def test_photos_are_split_evenly():
-    images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 8, 8, 3)
-    cameras = pinhole_cameras(torch.eye(4)[None, :3].repeat(10, 1, 1), 8.0, 8, 8)
-    rest, held_out = PhotoSet(images, cameras, 8).hold_out(2)
-    assert held_out.images[:, 0, 0, 0].tolist() == [3, 6]
-    assert rest.images[:, 0, 0, 0].tolist() == [0, 1, 2, 4, 5, 7, 8, 9]
+    rest, held_out = numbered_photos(20).hold_out(2)
+    assert held_out.images[:, 0, 0, 0].tolist() == [6, 13]
+    assert rest.images[:, 0, 0, 0].tolist() == [n for n in range(20) if n not in (6, 13)]
 
 
-@pytest.mark.parametrize("count", [0, 10, 12])
-def test_the_last_photo_is_not_held_out(count):
-    images = torch.zeros(10, 8, 8, 3, dtype=torch.uint8)
-    photos = PhotoSet(images, pinhole_cameras(torch.eye(4)[None, :3].repeat(10, 1, 1), 8.0, 8, 8), 8)
+@pytest.mark.parametrize("total, held", [(100, 8), (37, 3), (19, 1), (9, 1), (2, 1)])
+def test_at_most_a_tenth_of_the_photos_is_held_out(total, held):
+    rest, held_out = numbered_photos(total).hold_out(8)
+    assert (len(rest), len(held_out)) == (total - held, held)
+
+
+@pytest.mark.parametrize("total, count", [(10, 0), (1, 8)])
+def test_the_last_photo_is_not_held_out(total, count):
+    photos = numbered_photos(total)
     assert photos.hold_out(count) == (photos, None)
+
+
+def test_photos_of_another_scale_are_left_out():
+    """Of five upright photos of focal length 8 one is zoomed a little, one a lot; one across is enlarged by 4/3."""
+    photos = numbered_photos(5)
+    photos.cameras.fx = photos.cameras.fx.clone()
+    photos.cameras.fx[:, 0] = torch.tensor([8.0, 8.3, 9.0, 8.0, 8.0 * 4 / 3])
+    assert photos.of_one_scale().images[:, 0, 0, 0].tolist() == [0, 1, 3]
+    same = numbered_photos(3)
+    assert same.of_one_scale() is same
 
 
 @pytest.mark.parametrize("own_alpha", [False, True])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mobiler2l_ns.cameras import pinhole_cameras, student_rays
-from mobiler2l_ns.data.patches import cut_patches
+from mobiler2l_ns.data.patches import cut_patches, random_starts
 from mobiler2l_ns.data.photos import PhotoSet
 from mobiler2l_ns.data.pool import NUMBER, ViewPool, from_bytes, to_bytes
 from mobiler2l_ns.errors import UserError
@@ -65,6 +65,18 @@ def test_patches_are_exact_pixels_at_any_place():
     for index, patch, (top, left) in zip(indices, pixels, corner.tolist()):
         assert torch.equal(patch, images[index, top : top + 5, left : left + 7].float() / 255)
     assert set(corner[:, 0].tolist()) == set(range(8)) and set(corner[:, 1].tolist()) == set(range(11))
+
+
+@pytest.mark.parametrize("side, length", [(320, 64), (320, 160), (800, 80), (100, 90), (64, 64)])
+def test_random_pieces_show_all_pixels_of_an_image_about_as_often(side, length):
+    """Pieces that start inside at random would show the border 1/length times as often as the middle."""
+    torch.manual_seed(0)
+    starts = random_starts(100000, side - length, length)
+    assert 0 <= int(starts.min()) and int(starts.max()) == side - length
+    shown = sum(torch.roll(starts.bincount(minlength=side), shift) for shift in range(length)).double()
+    assert shown.sum() == 100000 * length
+    assert shown.min() > 0.5 * shown.mean() and shown.max() < 2 * shown.mean()
+    torch.testing.assert_close(shown, shown.flip(0), rtol=0.05, atol=0)
 
 
 def test_a_new_view_takes_the_oldests_place():

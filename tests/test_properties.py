@@ -19,7 +19,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from nerfstudio.cameras.cameras import Cameras
 from torch.testing import assert_close
 
-from mobiler2l_ns import cameras
+from mobiler2l_ns import cameras, fitting
 from mobiler2l_ns.cameras import cell_centres, student_rays
 from mobiler2l_ns.data.photos import PhotoSet
 from mobiler2l_ns.data.pool import ViewPool, from_bytes, to_bytes
@@ -123,14 +123,14 @@ def test_a_crop_sees_the_pixels_of_the_whole_view_and_is_found_from_its_rays(vie
 
 @given(VIEWS, SIDES, SIDES)
 def test_a_fitted_camera_keeps_the_middle_of_the_field_of_view(view, height, width):
-    camera, factor = cameras.fit_cameras(make_cameras(view), height, width)
+    camera, factor = fitting.fit_cameras(make_cameras(view), height, width)
     old, new = torch.tensor(view.size), torch.tensor([height, width]).float()
     first, last = seen(view, cameras.rays_at(camera, torch.tensor([0]), torch.stack([0 * new, new])[None, None]))[0, 0]
     assert_near((first + last).clamp(old - float(factor == 1), old), first + last)  # a crop is of whole pixels
     assert_near(last - first, new / factor)
     # One side keeps the whole field of view, or all but two percent in a crop, and no side goes beyond it.
     kept = float(((last - first) / old).max())
-    assert (cameras.CROP_ONLY if factor == 1 else 1) - 2e-3 <= kept <= 1 + 2e-3
+    assert (fitting.CROP_ONLY if factor == 1 else 1) - 2e-3 <= kept <= 1 + 2e-3
 
 
 def capture(seed: int, count: int, arc: float) -> torch.Tensor:

@@ -26,11 +26,28 @@ def cut_patches(
 ) -> Tuple[Float[Tensor, "B height width C"], Int[Tensor, "B 2"]]:
     """Random patches of given images, at any whole pixel, and their top left corners (y, x)."""
     b, device = len(indices), images.device
-    top = (torch.rand(b, device=device) * (images.shape[1] - height + 1)).long()
-    left = (torch.rand(b, device=device) * (images.shape[2] - width + 1)).long()
+    top = random_starts(b, images.shape[1] - height, height, device)
+    left = random_starts(b, images.shape[2] - width, width, device)
     rows = (top[:, None] + torch.arange(height, device=device))[:, :, None]
     columns = (left[:, None] + torch.arange(width, device=device))[:, None, :]
     return images[indices[:, None, None], rows, columns].float() / 255, torch.stack([top, left], dim=-1)
+
+
+def random_starts(count: int, last: int, length: int, device=None) -> Int[Tensor, "{count}"]:
+    """First pixels, from 0 to ``last``, of random pieces of an image along one axis.
+
+    Pieces start anywhere where they meet the image, and those that leave it are moved inside. Pieces that only start
+    inside would show the first pixel once where they show a pixel of the middle ``length`` times.
+
+    Args:
+        count: Number of pieces.
+        last: The image's pixels less those of a piece.
+        length: Pixels of a piece.
+        device: Where the result goes.
+    """
+    outside = length - 1
+    starts = (torch.rand(count, device=device) * (last + 1 + 2 * outside)).long() - outside
+    return starts.clamp(0, last)
 
 
 class HardPatches:

@@ -75,6 +75,10 @@ class PhotoSource:
         height, width = (density * side for side in self.size)
         # Divided on the CPU, so that the device never holds the photos twice.
         photos = load_photos(self.dataset, height, width, self.upscale, "cpu", with_alpha=self.with_alpha)
+        total, photos = len(photos), photos.of_one_scale()
+        if len(photos) < total and density == 1 and comms.is_main_process():
+            CONSOLE.print(f"{total - len(photos)} of {total} photos have another shape or lens than most: the student "
+                          "learns nothing from them.")  # fmt: skip
         rest, held_out = photos.hold_out(self.num_held_out)
         return rest.to(self.device), None if held_out is None else held_out.to(self.device)
 

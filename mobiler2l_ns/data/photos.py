@@ -8,7 +8,7 @@ import math
 from typing import Iterator, List, Optional, Tuple
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datasets.base_dataset import InputDataset
@@ -16,11 +16,14 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import track
 from torch import Tensor
 
-from mobiler2l_ns.cameras import cell_centres, fit_cameras, fit_image
+from mobiler2l_ns.cameras import cell_centres
 from mobiler2l_ns.data.lenses import Lenses
 from mobiler2l_ns.data.patches import Patches, cut_patches
 from mobiler2l_ns.data.pool import known_depth
+from mobiler2l_ns.fitting import fit_cameras, fit_image
 from mobiler2l_ns.student.sampler import DepthRange
+
+MAX_SCALE_DIFFERENCE = 0.05  # of a photo's focal length from the median; at 0.05 a cell of 8 pixels is wrong by 0.2
 
 
 class PhotoSet:
@@ -55,18 +58,30 @@ class PhotoSet:
         return PhotoSet(self.images.to(device), self.cameras.to(device), self.upscale)
 
     def hold_out(self, count: int) -> Tuple["PhotoSet", Optional["PhotoSet"]]:
-        """Two sets: the photos without ``count`` evenly spaced ones, and those; None if there are none, or if no photo
-        would be left."""
+        """Two sets: the photos without ``count`` evenly spaced ones, and those; None if there are none.
+
+        Few photos are needed for the training: at most a tenth of them are held out, or one, and never the last.
+        """
+        count = min(count, max(1, len(self) // 10))
         if not 0 < count < len(self):
             return self, None
         held = torch.linspace(0, len(self) - 1, count + 2)[1:-1].round().long()
         kept = torch.ones(len(self), dtype=torch.bool)
         kept[held] = False
-        rest = kept.nonzero()[:, 0]
-        return (
-            PhotoSet(self.images[rest], self.cameras[rest], self.upscale),
-            PhotoSet(self.images[held], self.cameras[held], self.upscale),
-        )
+        return self.pick(kept.nonzero()[:, 0]), self.pick(held)
+
+    def of_one_scale(self) -> "PhotoSet":
+        """The photos without those of another scale: their cells show a larger or smaller angle than the student's.
+
+        Such photos have another lens, or are across where the student's view is upright.
+        """
+        focal = self.cameras.fx[:, 0]
+        kept = ((focal / focal.median() - 1).abs() < MAX_SCALE_DIFFERENCE).nonzero()[:, 0]
+        return self if len(kept) == len(self) else self.pick(kept)
+
+    def pick(self, indices: Int[Tensor, "n"]) -> "PhotoSet":
+        """Some of the photos."""
+        return PhotoSet(self.images[indices], self.cameras[indices], self.upscale)
 
     def with_geometry(self, alpha: Float[Tensor, "N H W"], z: Float[Tensor, "N H W"], depths: DepthRange) -> "PhotoSet":
         """The photos with the teacher's depth, and with its alpha where they have none of their own.

@@ -11,14 +11,17 @@ from typing import Literal, Optional, Tuple
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
-from mobiler2l_ns.cameras import fit_cameras
 from mobiler2l_ns.data.poses import OrbitPoses, PoseSampler
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.fitting import fit_cameras
 from mobiler2l_ns.geometry import cameras_cube
 from mobiler2l_ns.student.coverage import spread_viewpoints
 from mobiler2l_ns.student.sampler import DepthRange, Points
+
+MAX_ENLARGEMENT = 1.05  # of photos, above which a run warns
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ def student_size(dataset: InputDataset, image_size: Optional[Tuple[int, int]], u
         UserError: The size is not divisible by the upscale factor.
     """
     sizes = list(zip(dataset.cameras.width[:, 0].tolist(), dataset.cameras.height[:, 0].tolist()))
-    width, height = image_size or max(dict.fromkeys(sizes), key=sizes.count)  # the first of equals
+    photo = max(dict.fromkeys(sizes), key=sizes.count)  # the first of equals
+    width, height = image_size or photo
     if width < upscale or height < upscale or width % upscale or height % upscale:
         near_w, near_h = (max(upscale, upscale * (n // upscale)) for n in (width, height))
         named = "--pipeline.datamanager.image-size"
@@ -101,6 +105,13 @@ def student_size(dataset: InputDataset, image_size: Optional[Tuple[int, int]], u
         raise UserError(
             f"{source} is {width}x{height}, which the network's upscale factor {upscale} does not divide: "
             f"pass --pipeline.datamanager.image-size {near_w} {near_h}."
+        )
+    if max(width / photo[0], height / photo[1]) > MAX_ENLARGEMENT:
+        CONSOLE.print(
+            f"Warning: the photos are {photo[0]}x{photo[1]} pixels, and the student's view of {width}x{height} shows "
+            "them enlarged and blurred: pass a smaller --pipeline.datamanager.image-size, or train teacher and student "
+            "with larger photos (nerfstudio-data --downscale-factor).",
+            style="yellow",
         )
     return height, width
 

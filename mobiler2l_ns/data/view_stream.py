@@ -10,6 +10,7 @@ from rich.progress import track
 from torch import Tensor
 
 from mobiler2l_ns.cameras import crop_camera, pinhole_cameras
+from mobiler2l_ns.data.patches import random_starts
 from mobiler2l_ns.data.pool import ViewPool
 from mobiler2l_ns.data.poses import PoseSampler
 from mobiler2l_ns.data.saved_views import SavedViews
@@ -72,8 +73,8 @@ class ViewStream:
         with self.budget.rendering():
             (height, width), (tile_h, tile_w) = self.pool.size, self.pool.tile
             c2w = self.poses.sample(1)
-            top, left = int(torch.randint(height - tile_h + 1, ())), int(torch.randint(width - tile_w + 1, ()))
-            return self._add_view(c2w[0], (top, left), step)
+            top, left = random_starts(1, height - tile_h, tile_h), random_starts(1, width - tile_w, tile_w)
+            return self._add_view(c2w[0], (int(top), int(left)), step)
 
     def resume(self, saved: SavedViews) -> None:
         """Renders the newest views of an interrupted run again, as many as a run renders before its first step."""

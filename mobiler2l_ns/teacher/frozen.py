@@ -17,9 +17,10 @@ from nerfstudio.models.base_model import Model
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
-from mobiler2l_ns.cameras import CROP_ONLY, fit_cameras, fit_image, ray_lengths
+from mobiler2l_ns.cameras import ray_lengths
 from mobiler2l_ns.checkpoints import load_model
 from mobiler2l_ns.errors import UserError
+from mobiler2l_ns.fitting import CROP_ONLY, fit_cameras, fit_image
 from mobiler2l_ns.run_config import read_config
 from mobiler2l_ns.teacher.adoption import Adoption, adopt, resolve_teacher
 from mobiler2l_ns.teacher.fast_nerfacto import FastNerfacto, renders_as_nerfacto
@@ -105,7 +106,8 @@ class FrozenTeacher:
         if moved is not None:
             CONSOLE.print(
                 f"The teacher moved its cameras by {moved[0]:.2g} units and {moved[1]:.2g} degrees on average, so "
-                "photos at the given poses agree less with it: if that blurs, lower --pipeline.datamanager.photo-share."
+                "photos at the given poses agree less with it: if that blurs, lower --pipeline.datamanager.photo-share "
+                "and --pipeline.datamanager.reprojected-share."
             )
 
     @property

@@ -27,7 +27,7 @@ class FineTuningConfig:
     photo_share: float = 0.8
     """Fraction of each batch that comes from the real photos during fine-tuning."""
     validation_photos: int = 8
-    """Number of training photos that are held out of the whole run, for validation."""
+    """Number of training photos that are held out of the whole run, for validation, at most a tenth of them."""
     validate_every: int = 50
     """Steps between two validations."""
     patience: int = 6

@@ -1,4 +1,7 @@
-"""Steps whose gradients are NaN or infinite: they change no weight, they are counted, and too many end the run."""
+"""Steps whose gradients are NaN or infinite: the gradients count as zero, and too many such steps end the run.
+
+Only the momentum of the steps before moves the weights then.
+"""
 
 from typing import Dict
 
@@ -65,4 +68,4 @@ class FiniteSteps:
                 "train again with smaller learning rates (--optimizers)."
             )
         if new > 0:
-            log_line(f"{new} steps before step {step} were left out, because their gradients were NaN or infinite.")
+            log_line(f"The gradients of {new} steps before step {step} were NaN or infinite, and counted as zero.")
