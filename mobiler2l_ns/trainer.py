@@ -111,6 +111,11 @@ class DistillationTrainer(Trainer):
         if not run.get("completed", True) and run["end"] - run["first"] == steps:
             log_line(f"{path}: the run goes on at step {self.first_step}, and ends at step {run['end']}.")
             self.first_step, self.end_step, self._interrupted = run["first"], run["end"], run
+        else:
+            log_line(
+                f"{path}: {steps} steps follow. The learning rates go on as in that run, and stay at their last value "
+                "after its end."
+            )
         pipeline: Any = self.config.pipeline
         if "pipeline" in run and hasattr(pipeline, "go_on_from"):
             pipeline.go_on_from(run["pipeline"])

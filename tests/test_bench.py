@@ -213,6 +213,16 @@ def test_the_published_planes_are_for_nerf_synthetic(capture, tmp_path):
     assert not hasattr(datamanager("mobiler2l-teacher", tmp_path), "near_far")
 
 
+def test_a_parser_of_the_methods_own_kind_keeps_its_options(capture, tmp_path):
+    """splatfacto starts from COLMAP's points, which its parser loads."""
+    parser = training.capture_parser(tmp_path)
+    points = training.method_config("mobiler2l-teacher-splat", tmp_path, parser, tmp_path).pipeline.datamanager
+    assert points.dataparser.load_3D_points and points.dataparser.data == tmp_path
+    parser = training.capture_parser(capture)
+    other = training.method_config("mobiler2l-teacher-splat", capture, parser, tmp_path).pipeline.datamanager
+    assert other.dataparser is parser
+
+
 def test_a_missing_capture_ends_in_a_sentence(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["distillation.py", "--data", "nowhere"])
     with pytest.raises(UserError, match="no folder nowhere"):

@@ -143,14 +143,16 @@ def test_a_run_goes_on_where_the_pool_has_replaced_its_first_views(start, at_ste
     assert len(pool) == 2 and torch.equal(pool.c2w[:2], rendered.c2w[[1, 2]])
 
 
-def test_another_number_of_steps_follows_the_checkpoint(start, at_step):
+def test_another_number_of_steps_follows_the_checkpoint(start, at_step, capsys):
     ended = start(steps=8)
     at_step(5, interrupt)
     with pytest.raises(KeyboardInterrupt):
         ended.train()
     at_step(None)
+    capsys.readouterr()
     longer = start(load_dir=ended.checkpoint_dir, steps=9)
     assert (longer.first_step, longer.end_step) == (5, 14)
+    assert "9 steps follow. The learning rates go on as in that run" in " ".join(capsys.readouterr().out.split())
     same = start(load_dir=ended.checkpoint_dir, steps=8)
     same.train()
     assert (same.step, same.end_step, same.config.max_num_iterations) == (7, 8, 8)

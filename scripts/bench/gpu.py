@@ -19,6 +19,7 @@ from typing import Dict, List, Optional, Tuple
 if __name__ == "__main__":  # modules are found in scripts/, not in scripts/bench/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import torch
 import tyro
 
 from bench.common import console, default_device, new_table, with_machine, write_figures
@@ -64,6 +65,7 @@ def sizes_of(options: Options) -> Sizes:
 def measure_part(name: str, options: Options) -> Dict:
     """A part's figures, measured in this process and written to its file."""
     start, capture = time.perf_counter(), options.capture and options.capture.resolve()
+    torch.backends.cudnn.benchmark = True  # as in ns-train
     figures = PARTS[name](Place(options.output.resolve(), sizes_of(options), capture))
     figures["seconds_of_part"] = round(time.perf_counter() - start, 3)
     (options.output / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
@@ -78,7 +80,9 @@ def run_part(name: str, options: Options, seconds: float) -> Dict:
     command = [sys.executable, str(Path(__file__).resolve()), *words]
     with log.open("w") as sink:
         try:
-            process = subprocess.run(command, stdout=sink, stderr=subprocess.STDOUT, timeout=seconds)
+            process = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, timeout=seconds
+            )
         except subprocess.TimeoutExpired:
             return {"error": f"stopped after {seconds:.0f} s"}
     if process.returncode or not path.is_file():

@@ -16,7 +16,7 @@ from bench.common import median_milliseconds, peak_memory
 from bench.distillation import pairs, quality, student_pairs
 from bench.equal_time import train_within
 from bench.gpu_place import Place, save_picture
-from bench.published_files import pipeline_call
+from bench.published_files import CUDA_PROVIDER, pipeline_call
 from bench.runs import figures_of, trained
 from bench.training import few_views, take_one_step, take_step
 from mobiler2l_ns.data.time_budget import synchronize
@@ -27,7 +27,6 @@ from mobiler2l_ns.teacher.frozen import FrozenTeacher
 from mobiler2l_ns.trainer import DistillationTrainer
 
 Part = Callable[[Place], Dict]
-CUDA_PROVIDER = "CUDAExecutionProvider"
 SPLAT_STEPS = 30000  # for which splatfacto's schedule is made
 
 
@@ -39,7 +38,10 @@ def environment(place: Place) -> Dict:
             packages[name] = getattr(importlib.import_module(name), "__version__", "present")
         except Exception as error:  # a kernel may fail to load in many ways
             packages[name] = f"missing: {type(error).__name__}: {str(error)[:100]}"
-    found = {"torch": torch.__version__, "cuda": torch.version.cuda, "packages": packages}
+    found = {
+        "torch": torch.__version__, "cuda": torch.version.cuda, "packages": packages,
+        "tf32_in_convolutions": torch.backends.cudnn.allow_tf32,  # of steps in fp32
+    }  # fmt: skip
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         found["gpu"] = {"name": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1)}
@@ -66,19 +68,16 @@ def teacher(method: str, scene: str = "demo") -> Part:
             datamanager.train_num_rays_per_batch = place.sizes.teacher_rays
         shorten_splats(config.pipeline.model, config.max_num_iterations)
         run = trained(config)
+        figures = {**figures_of(run), "peak_memory_mb": round(peak_memory(place.device) / 1e6)}
         photos, found = place.held_out(scene), FrozenTeacher(run / "config.yml", place.device)
-        figures = {**figures_of(run), **quality(pairs(found.render, photos))}
+        figures.update(quality(pairs(found.render, photos)))
         synchronize(place.device)
         start = time.perf_counter()
         for camera, _ in photos:
             found.render(camera)
         synchronize(place.device)
         seconds = time.perf_counter() - start
-        return {
-            **figures,
-            "rays_per_second": round(photos.images[..., 0].numel() / seconds),
-            "peak_memory_mb": round(peak_memory(place.device) / 1e6),
-        }
+        return {**figures, "rays_per_second": round(photos.images[..., 0].numel() / seconds)}
 
     return part
 
@@ -220,10 +219,10 @@ PARTS: Dict[str, Part] = {
     "steps": steps,
     "latency": latency,
     "student": student("mobiler2l"),
-    "teacher-splat": teacher("mobiler2l-teacher-splat"),
-    "teacher-ngp": teacher("mobiler2l-teacher-ngp"),
     "paper": student("mobiler2l-paper"),
     "compact": student("mobiler2l-compact"),
+    "teacher-splat": teacher("mobiler2l-teacher-splat"),
+    "teacher-ngp": teacher("mobiler2l-teacher-ngp"),
     "capture-teacher": teacher("mobiler2l-teacher", "capture"),
     "capture-student": student("mobiler2l", "capture"),
     "capture-splat": teacher("mobiler2l-teacher-splat", "capture"),

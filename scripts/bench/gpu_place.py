@@ -16,6 +16,8 @@ from mobiler2l_ns.export.comparison import held_out_dataset
 from mobiler2l_ns.student.network import NetworkConfig
 from mobiler2l_ns.trainer import DistillationTrainerConfig
 
+MAX_SIDE = 1000  # pixels of a capture's views: photos of a phone would take 100 GB
+UPSCALE = NetworkConfig().upscale
 TINY_NETWORK = NetworkConfig(depth=6, width=16, sr_widths=(8, 8, 8))
 
 
@@ -101,6 +103,8 @@ class Place:
         """A student's config, with the nerfacto teacher of an earlier part."""
         config = self.config(scene, method)
         config.pipeline.datamanager.teacher.load_config = self.teacher(scene)
+        height, width = self.view_size(scene)
+        config.pipeline.datamanager.image_size = width, height
         if self.sizes.network is not None:
             batch_norm = config.pipeline.model.network.batch_norm
             config.pipeline.model.network = copy.deepcopy(self.sizes.network)
@@ -110,11 +114,22 @@ class Place:
                 setattr(config.pipeline.datamanager, name, value)
         return config
 
+    def view_size(self, scene: str) -> Tuple[int, int]:
+        """(H, W) of the views of a scene: the photos' size in whole cells, and at most MAX_SIDE pixels."""
+        cameras = held_out_dataset(self.config(scene, "mobiler2l")).cameras
+        height, width = int(cameras.height[0]), int(cameras.width[0])
+        shrink = min(1.0, MAX_SIDE / max(height, width))
+        return fitting_side(height * shrink), fitting_side(width * shrink)
+
     def held_out(self, scene: str, size: Optional[Tuple[int, int]] = None) -> PhotoSet:
-        """Held-out photos at a size (H, W), or at their own."""
+        """Held-out photos at a size (H, W), or at that of the scene's views."""
         dataset = held_out_dataset(self.config(scene, "mobiler2l"))
-        own = int(dataset.cameras.height[0]), int(dataset.cameras.width[0])
-        return load_photos(dataset, *(size or own), 1, self.device, limit=self.sizes.num_photos)
+        return load_photos(dataset, *(size or self.view_size(scene)), 1, self.device, limit=self.sizes.num_photos)
+
+
+def fitting_side(side: float) -> int:
+    """The largest number of pixels up to ``side`` that consists of whole cells."""
+    return max(UPSCALE, int(side) // UPSCALE * UPSCALE)
 
 
 def save_picture(path: Path, photos: PhotoSet, model, teacher) -> None:

@@ -15,6 +15,8 @@ from mobiler2l_ns.export.onnx_files import trace_network
 from mobiler2l_ns.export.onnx_graph import trace
 from mobiler2l_ns.student.viewing_range import viewing_range
 
+CUDA_PROVIDER = "CUDAExecutionProvider"
+
 
 class WideSampler(nn.Module):
     """Points of a camera from constants that are repeated for each ray.
@@ -65,7 +67,8 @@ def session(graph, threads: int, provider: str = "CPUExecutionProvider"):
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.log_severity_level = 3
-    made = onnxruntime.InferenceSession(graph.SerializeToString(), settings, providers=[provider])
+    options = {"use_tf32": "0"} if provider == CUDA_PROVIDER else {}  # torch's fp32 has no TF32 either
+    made = onnxruntime.InferenceSession(graph.SerializeToString(), settings, providers=[(provider, options)])
     if provider not in made.get_providers():
         raise UserError(f"onnxruntime cannot use its {provider}: its libraries are missing or of another version.")
     return made
