@@ -109,6 +109,16 @@ def test_a_short_run_of_splats_ends_in_full_resolution():
     assert nerfacto == mobiler2l_teacher.config.pipeline.model
 
 
+def test_the_environment_of_a_gpu_names_missing_kernels(monkeypatch, tmp_path):
+    """This machine has the packages without their kernels."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    properties = SimpleNamespace(name="a GPU", total_memory=80e9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    found = gpu_parts.environment(Place(tmp_path, TINY))
+    assert found["gpu"] == {"name": "a GPU", "memory_gb": 80.0} and found["missing_kernels"] == ["gsplat", "nerfacc"]
+
+
 @pytest.mark.parametrize("photo, view", [((3024, 4032), (744, 1000)), ((30, 53), (24, 48))], ids=str)
 def test_views_of_a_capture_are_whole_cells_and_not_too_large(photo, view, monkeypatch, tmp_path):
     cameras = SimpleNamespace(height=torch.tensor([photo[0]]), width=torch.tensor([photo[1]]))

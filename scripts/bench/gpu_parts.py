@@ -10,6 +10,7 @@ from typing import Callable, Dict, Optional
 
 import torch
 from make_demo_scene import make_demo_scene
+from mobiler2l_ns.method_configs import mobiler2l_teacher_ngp, mobiler2l_teacher_splat
 
 from bench import teacher as frozen_teachers
 from bench.common import median_milliseconds, peak_memory
@@ -24,6 +25,7 @@ from mobiler2l_ns.errors import UserError
 from mobiler2l_ns.export.onnx_files import trace_pipeline
 from mobiler2l_ns.model import MobileR2LModel
 from mobiler2l_ns.teacher.frozen import FrozenTeacher
+from mobiler2l_ns.teacher.kinds import missing_kernels
 from mobiler2l_ns.trainer import DistillationTrainer
 
 Part = Callable[[Place], Dict]
@@ -46,6 +48,9 @@ def environment(place: Place) -> Dict:
         properties = torch.cuda.get_device_properties(0)
         found["gpu"] = {"name": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1)}
         found["bf16"] = torch.cuda.is_bf16_supported(including_emulation=False)
+        # Kernels without a wheel are compiled here, and not in the time of a training.
+        models = [method.config.pipeline.model._target for method in (mobiler2l_teacher_splat, mobiler2l_teacher_ngp)]
+        found["missing_kernels"] = [package for model in models if (package := missing_kernels(model))]
     return found
 
 
