@@ -17,9 +17,10 @@ CROP_ONLY = 0.98  # images that would have to shrink by less than this are cropp
 def fitting_crop(
     old_h: Float[Tensor, "*batch"], old_w: Float[Tensor, "*batch"], height: int, width: int
 ) -> Tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-    """The centred crop of an image that becomes height x width pixels when it is scaled.
+    """The crop from the middle of an image that becomes height x width pixels when it is scaled.
 
-    Images that are a little too large are only cropped, at whole pixels: resampling would blur them.
+    An image that is a little too large is not scaled, as resampling would blur it. Where a new pixel is the mean of
+    whole old ones, the crop starts at a whole pixel.
 
     Args:
         old_h: Height of the image.
@@ -33,41 +34,47 @@ def fitting_crop(
     factor = torch.maximum(width / old_w, height / old_h)
     factor = torch.where((factor >= CROP_ONLY) & (factor <= 1), 1.0, factor)
     top, left = (old_h - height / factor) / 2, (old_w - width / factor) / 2
-    return factor, torch.where(factor == 1, top.floor(), top), torch.where(factor == 1, left.floor(), left)
+    whole = (factor <= 1) & ((1 / factor).frac() == 0)
+    return factor, torch.where(whole, top.floor(), top), torch.where(whole, left.floor(), left)
 
 
-def fit_cameras(cameras: Cameras, height: int, width: int) -> Tuple[Cameras, Float[Tensor, "N"]]:
+def fit_cameras(
+    cameras: Cameras, height: int, width: int, density: int = 1
+) -> Tuple[Cameras, Float[Tensor, "N"]]:  # fmt: skip
     """Cameras of the images that ``fit_image`` makes, see ``fitting_crop``.
 
     Args:
         cameras: Cameras of shape (N,), of any image sizes.
         height: New image height.
         width: New image width.
+        density: Pixels of the new images for each of height x width, along each axis; the field of view is the same.
 
     Returns:
         The cameras, and the scale factor of each.
     """
     factor, top, left = fitting_crop(cameras.height.float(), cameras.width.float(), height, width)  # (N, 1) each
+    factor = density * factor
     fitted = Cameras(
         camera_to_worlds=cameras.camera_to_worlds,
         fx=cameras.fx * factor, fy=cameras.fy * factor,
         cx=(cameras.cx - left) * factor, cy=(cameras.cy - top) * factor,
-        width=torch.full_like(cameras.width, width), height=torch.full_like(cameras.height, height),
+        width=torch.full_like(cameras.width, density * width), height=torch.full_like(cameras.height, density * height),
         distortion_params=cameras.distortion_params, camera_type=cameras.camera_type,
     )  # fmt: skip
     return fitted, factor[:, 0]
 
 
-def fit_image(image: Float[Tensor, "H0 W0 C"], height: int, width: int) -> Float[Tensor, "{height} {width} C"]:
-    """The image of a camera of ``fit_cameras``, resized with antialiasing where ``fitting_crop`` scales it.
+def fit_image(image: Float[Tensor, "H0 W0 C"], height: int, width: int, density: int = 1) -> Float[Tensor, "H W C"]:
+    """The image of a camera of ``fit_cameras``, resized with antialiasing where it is scaled.
 
     Scale factor and crop are exactly those of the camera, so pixels keep their rays.
     """
     old_h, old_w = torch.tensor(image.shape[:2], dtype=torch.float32)  # the cameras' type: both decide alike
     factor, top, left = (float(value) for value in fitting_crop(old_h, old_w, height, width))
-    if factor == 1:
-        return image[int(top) : int(top) + height, int(left) : int(left) + width]
-    return resample_crop(image, top, left, height / factor, width / factor, height, width)
+    if factor * density == 1:
+        top, left = int(top), int(left)
+        return image[top : top + density * height, left : left + density * width]
+    return resample_crop(image, top, left, height / factor, width / factor, density * height, density * width)
 
 
 def resample_crop(

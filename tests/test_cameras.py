@@ -150,6 +150,21 @@ def test_an_image_that_is_a_little_too_large_is_cropped_at_whole_pixels(new, cor
     assert [float(v) for v in (fitted.fx, fitted.fy, fitted.cx, fitted.cy)] == [900, 900, 610 - left, 420 - top]
 
 
+@pytest.mark.parametrize("new", [(816, 1232), (822, 1232), (400, 616), (411, 618), (900, 1300)], ids=str)
+def test_denser_photos_have_the_same_field_of_view(new):
+    """The teacher's depth of a photo is laid over a photo of twice its pixels."""
+    picture, camera = torch.rand(822, 1237, 3), make_camera(822, 1237, focal=900.0, cx=610.0, cy=420.0)
+    (once, factor), (twice, doubled) = (fit_cameras(camera, *new, density) for density in (1, 2))
+    assert float(doubled) == 2 * float(factor)
+    for name in ("fx", "fy", "cx", "cy", "width", "height"):
+        assert float(getattr(twice, name)) == pytest.approx(2 * float(getattr(once, name)))
+    dense = fit_image(pixel_rays(camera, 822, 1237), *new, 2)
+    assert dense.shape[:2] == (2 * new[0], 2 * new[1]) and fit_image(picture, *new).shape[:2] == new
+    inner = slice(2, -2)
+    expected = pixel_rays(twice, 2 * new[0], 2 * new[1])[inner, inner]
+    torch.testing.assert_close(dense[inner, inner], expected, atol=2e-5, rtol=0)
+
+
 def test_an_image_that_is_larger_by_more_is_resampled():
     assert float(fit_cameras(make_camera(800, 800, focal=900.0, cx=400.0, cy=400.0), 776, 776)[1]) < 0.971
 

@@ -105,7 +105,7 @@ class PhotoSet:
 
 def load_photos(
     dataset: InputDataset, height: int, width: int, upscale: int, device, limit: Optional[int] = None,
-    with_alpha: bool = False,
+    with_alpha: bool = False, density: int = 1,
 ) -> PhotoSet:  # fmt: skip
     """Photos of a split at the student's size, on white where they are transparent.
 
@@ -117,16 +117,18 @@ def load_photos(
         device: Where the photos go.
         limit: At most so many photos, evenly spaced over the split; left out: all.
         with_alpha: Keep their alpha as a fourth channel.
+        density: Pixels of a photo for each of H x W, along each axis.
     """
     count = min(limit or len(dataset), len(dataset))
     indices = [slot * len(dataset) // count for slot in range(count)]
-    images = torch.empty((len(indices), height, width, 4 if with_alpha else 3), dtype=torch.uint8)
+    shape = len(indices), density * height, density * width, 4 if with_alpha else 3
+    images = torch.empty(shape, dtype=torch.uint8)
     for slot, index in enumerate(track(indices, "Loading photos", console=CONSOLE, transient=True)):
         image = on_white(dataset.get_image_float32(index))
         if with_alpha:
             image = torch.cat([image, photo_alpha(dataset, index)], dim=-1)
-        images[slot] = (fit_image(image, height, width) * 255).round().to(torch.uint8)
-    cameras, _ = fit_cameras(dataset.cameras[torch.tensor(indices)], height, width)
+        images[slot] = (fit_image(image, height, width, density) * 255).round().to(torch.uint8)
+    cameras, _ = fit_cameras(dataset.cameras[torch.tensor(indices)], height, width, density)
     return PhotoSet(images.to(device), cameras.to(device), upscale)
 
 
