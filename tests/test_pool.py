@@ -67,11 +67,18 @@ def test_patches_are_exact_pixels_at_any_place():
     assert set(corner[:, 0].tolist()) == set(range(8)) and set(corner[:, 1].tolist()) == set(range(11))
 
 
+def test_random_pieces_of_an_object_show_its_middle():
+    """Of 11 starts inside of 20 pixels, each shows ten: pixel 0 is shown by one of them, and pixel 9 by ten."""
+    torch.manual_seed(0)
+    starts = random_starts(110000, 10, 10, to_border=False)
+    assert ((starts.bincount() / 10000 - 1).abs() < 0.05).all() and len(starts.bincount()) == 11
+
+
 @pytest.mark.parametrize("side, length", [(320, 64), (320, 160), (800, 80), (100, 90), (64, 64)])
 def test_random_pieces_show_all_pixels_of_an_image_about_as_often(side, length):
     """Pieces that start inside at random would show the border 1/length times as often as the middle."""
     torch.manual_seed(0)
-    starts = random_starts(100000, side - length, length)
+    starts = random_starts(100000, side - length, length, to_border=True)
     assert 0 <= int(starts.min()) and int(starts.max()) == side - length
     shown = sum(torch.roll(starts.bincount(minlength=side), shift) for shift in range(length)).double()
     assert shown.sum() == 100000 * length

@@ -71,15 +71,16 @@ class BatchMixer:
         num_hard, total = sum(len(patches.pixels) for patches in hard), self.patches_per_batch
         num_new, new = local_share(total) - num_hard, total - num_hard * comms.get_world_size()
         num_photos = local_share(round(new * photo_share)) if self.photos is not None else 0
+        to_border = self.pool.depths.unbounded  # an object is in the middle, and a background is everywhere
         # Patches that know more about their pixels come first: views, photos, hard patches (colours only).
         parts: List[Patches] = []
         num_reprojected = round((num_new - num_photos) * self.reprojected_share)
         if num_photos + num_reprojected < num_new:
-            parts.append(self.pool.sample(num_new - num_photos - num_reprojected, *self.patch_size))
+            parts.append(self.pool.sample(num_new - num_photos - num_reprojected, *self.patch_size, to_border))
         if num_reprojected and self.reprojected is not None:
-            parts.append(self.reprojected.sample(num_reprojected, *self.patch_size))
+            parts.append(self.reprojected.sample(num_reprojected, *self.patch_size, to_border))
         if num_photos and self.photos is not None:
-            parts.append(self.photos.sample(num_photos, *self.patch_size))
+            parts.append(self.photos.sample(num_photos, *self.patch_size, to_border))
         parts += hard
         patches = Patches(join_bundles([p.rays for p in parts]), torch.cat([p.pixels[..., :3] for p in parts]))
         if self.hard_patches is not None:

@@ -170,9 +170,9 @@ class ReprojectedViews:
             view = self.reprojector.render(c2w)
         self.pool.add(view, c2w, step=step)
 
-    def sample(self, count: int, hc: int, wc: int) -> Patches:
-        """Patches of hc x wc cells from stored views drawn at random."""
-        return self.pool.sample(count, hc, wc)
+    def sample(self, count: int, hc: int, wc: int, to_border: bool = False) -> Patches:
+        """Patches of hc x wc cells from stored views drawn at random, see ``random_starts``."""
+        return self.pool.sample(count, hc, wc, to_border)
 
     @property
     def nbytes(self) -> int:

@@ -73,8 +73,10 @@ class ViewStream:
         with self.budget.rendering():
             (height, width), (tile_h, tile_w) = self.pool.size, self.pool.tile
             c2w = self.poses.sample(1)
-            top, left = random_starts(1, height - tile_h, tile_h), random_starts(1, width - tile_w, tile_w)
-            return self._add_view(c2w[0], (int(top), int(left)), step)
+            unbounded = self.pool.depths.unbounded
+            top = int(random_starts(1, height - tile_h, tile_h, unbounded))
+            left = int(random_starts(1, width - tile_w, tile_w, unbounded))
+            return self._add_view(c2w[0], (top, left), step)
 
     def resume(self, saved: SavedViews) -> None:
         """Renders the newest views of an interrupted run again, as many as a run renders before its first step."""
