@@ -99,6 +99,14 @@ def test_sharpness_by_hand():
     assert flagship.sharpness(0.25 * ramp, ramp) == pytest.approx(0.25)
 
 
+def test_psnr_at_the_border_by_hand():
+    """An error of 0.1 is 20 dB, and the border of 20x40 pixels is two pixels wide."""
+    photo = torch.rand(20, 40, 3)
+    image = photo + 0.1
+    image[2:-2, 2:-2] = 5
+    assert flagship.border_psnr(image, photo) == pytest.approx(20, abs=1e-3)
+
+
 def test_pixels_of_a_batch(capture, tmp_path):
     options = flagship.Options(capture, tmp_path, (32, 32), pixels=20480)
     patches = {

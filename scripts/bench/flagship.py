@@ -39,6 +39,7 @@ from bench.distillation import capture_config, largest_fall, pairs, quality, stu
 from bench.equal_time import held_out_photos, train_within
 from mobiler2l_ns.pruning.report import measure
 from mobiler2l_ns.trainer import DistillationTrainerConfig
+from mobiler2l_ns.training.metrics import psnr
 
 AXES = {"step": "steps", "seconds": "seconds, teacher included"}
 ROWS = 3  # held-out photos in the picture
@@ -102,9 +103,18 @@ def sharpness(image: Tensor, photo: Tensor) -> float:
     return variation(image) / variation(photo)
 
 
+def border_psnr(image: Tensor, photo: Tensor) -> float:
+    """PSNR in dB of the pixels of an image (H, W, 3) that are within a tenth of its shorter side from the border."""
+    inner = torch.zeros(image.shape[:2], dtype=torch.bool)
+    width = min(image.shape[:2]) // 10
+    inner[width:-width, width:-width] = True
+    return psnr(image[~inner], photo[~inner])
+
+
 def describe_views(views: List[Tuple[Tensor, Tensor]]) -> Dict[str, float]:
-    """PSNR, SSIM and sharpness of pairs of a view and its photo."""
-    return {**quality(views), "sharpness": mean(sharpness(*pair) for pair in views)}
+    """PSNR, SSIM, sharpness and PSNR at the border of pairs of a view and its photo."""
+    found = {"sharpness": mean(sharpness(*pair) for pair in views)}
+    return {**quality(views), **found, "border_psnr": mean(border_psnr(*pair) for pair in views)}
 
 
 def measure_method(options: Options, method: str, outputs: Path) -> Tuple[Dict, Dict, List[Tensor]]:
