@@ -144,6 +144,7 @@ def tiny_student(capture: Path, folder: Path):
     datamanager.patches_per_batch, datamanager.patch_cells = 4, 2
     config.pipeline.model.surface_octaves, config.pipeline.model.structure_weight = 0, 0.0
     datamanager.photo_share, datamanager.reprojected_share, datamanager.photo_depth = 0.5, 0.0, False
+    config.pipeline.finetuning.validation_photos = 0
     return config
 
 

@@ -1,6 +1,7 @@
 """The benchmark of distillation: its exact teacher is the demo scene, and its runs record what they should."""
 
 import copy
+import dataclasses
 import json
 import math
 import os
@@ -213,14 +214,17 @@ def test_the_published_planes_are_for_nerf_synthetic(capture, tmp_path):
     assert not hasattr(datamanager("mobiler2l-teacher", tmp_path), "near_far")
 
 
-def test_a_parser_of_the_methods_own_kind_keeps_its_options(capture, tmp_path):
-    """splatfacto starts from COLMAP's points, which its parser loads."""
-    parser = training.capture_parser(tmp_path)
-    points = training.method_config("mobiler2l-teacher-splat", tmp_path, parser, tmp_path).pipeline.datamanager
-    assert points.dataparser.load_3D_points and points.dataparser.data == tmp_path
-    parser = training.capture_parser(capture)
-    other = training.method_config("mobiler2l-teacher-splat", capture, parser, tmp_path).pipeline.datamanager
-    assert other.dataparser is parser
+def test_splats_start_from_the_points_of_a_capture(capture, tmp_path):
+    """Their method's parser loads them; the other options of the parser are the caller's."""
+
+    def parser_of(method, data, **options):
+        parser = dataclasses.replace(training.capture_parser(data), **options)
+        return training.method_config(method, data, parser, tmp_path).pipeline.datamanager.dataparser
+
+    points = parser_of("mobiler2l-teacher-splat", tmp_path, eval_mode="interval")
+    assert points.load_3D_points and points.data == tmp_path and points.eval_mode == "interval"
+    assert not parser_of("mobiler2l-teacher", tmp_path).load_3D_points
+    assert parser_of("mobiler2l-teacher-splat", capture) == training.capture_parser(capture)
 
 
 def test_a_missing_capture_ends_in_a_sentence(monkeypatch):

@@ -92,7 +92,6 @@ def runs(capture, tmp_path_factory) -> SimpleNamespace:
     config.pipeline.model.outputs = "rgbad"
     config.pipeline.model.precision = "fp32"  # bf16 would hide in its rounding what two processes do differently
     config.max_num_iterations, config.pipeline.model.export_when_done = STEPS, False
-    config.pipeline.finetuning.steps = config.pipeline.finetuning.validation_photos = 0
     options = config.pipeline.datamanager
     options.teacher.load_config = write_teacher(capture, folder / "teacher-0")
 

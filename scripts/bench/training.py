@@ -73,11 +73,9 @@ def method_config(method: str, data: Path, parser: DataParserConfig, outputs: Pa
     config.machine.device_type, config.vis = default_device().type, "tensorboard"
     config.data, config.output_dir, config.pipeline.model.export_when_done = data, outputs, False
     datamanager = config.pipeline.datamanager
-    datamanager.data = data
-    if type(datamanager.dataparser) is type(parser):  # its other options are the method's: splatfacto's load points
-        datamanager.dataparser.data = data
-    else:
-        datamanager.dataparser = parser
+    own, datamanager.data, datamanager.dataparser = datamanager.dataparser, data, copy.deepcopy(parser)
+    if isinstance(own, NerfstudioDataParserConfig) and isinstance(parser, NerfstudioDataParserConfig):
+        datamanager.dataparser.load_3D_points = own.load_3D_points  # from which splatfacto starts
     if isinstance(datamanager, DistillationDataManagerConfig) and not isinstance(parser, BlenderDataParserConfig):
         datamanager.near_far = None  # measured
     return config
