@@ -92,6 +92,8 @@ class DistillationDataManagerConfig(CaptureDataManagerConfig):
     """Patches in a batch, over all processes, each of which takes as many."""
     patch_cells: Optional[int] = 8
     """Side of a patch in ray-grid cells; left out: whole views."""
+    even_borders: bool = False
+    """Let patches and tiles show the border of images as often as the middle, which then is less sharp."""
     cache_dir: Optional[Path] = None
     """Also keep the pool in this folder, so that an interrupted run need not render it again; with several processes,
     each in its own folder rank-N inside."""
@@ -209,10 +211,10 @@ class DistillationDataManager(CaptureDataManager):
         )
         self.mixer = BatchMixer(
             self.pool, self.photos, config.patches_per_batch, config.patch_cells, config.hard_share, self.reprojected,
-            config.reprojected_share,
+            config.reprojected_share, config.even_borders,
         )  # fmt: skip
         self.view_stream = ViewStream(
-            self.pool, self.pose_sampler, self.budget, self._render_teacher, config.initial_views
+            self.pool, self.pose_sampler, self.budget, self._render_teacher, config.initial_views, config.even_borders
         )
 
     def _identity(self, focal: float) -> str:

@@ -217,19 +217,19 @@ def test_given_near_and_far_are_taken_as_they_are(build, capsys):
             build(near_far=wrong)
 
 
-@pytest.mark.parametrize("points, expected", [("bounded", 2 / 17), ("unbounded", 32 / 47)])
-def test_borders_of_unbounded_scenes_are_shown_as_often_as_the_middle(build, points, expected, monkeypatch):
+@pytest.mark.parametrize("even, expected", [(False, 2 / 17), (True, 32 / 47)])
+def test_even_borders_are_shown_as_often_as_the_middle(build, even, expected, monkeypatch):
     """Of 17 starts inside of 32 pixels two are at the border; of 47 that meet them, 16 are moved to each side."""
     told = []
     for module in (pool, photos):
         cut = module.cut_patches
         monkeypatch.setattr(module, "cut_patches", lambda *args, cut=cut: told.append(args[-1]) or cut(*args))
-    datamanager = build(points=points, tile_cells=2, pool_views=400, initial_views=400, photo_share=0.5)
+    datamanager = build(even_borders=even, tile_cells=2, pool_views=400, initial_views=400, photo_share=0.5)
     datamanager.next_train(0)
     corner = datamanager.pool.corner
     share = ((corner == 0) | (corner == 16)).float().mean()
     assert float(share) == pytest.approx(expected, abs=0.06)
-    assert told == [points == "unbounded"] * 2
+    assert told == [even] * 2
 
 
 # -- refusals -------------------------------------------------------------------------------------------------------

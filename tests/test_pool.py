@@ -70,7 +70,7 @@ def test_patches_are_exact_pixels_at_any_place():
 def test_random_pieces_of_an_object_show_its_middle():
     """Of 11 starts inside of 20 pixels, each shows ten: pixel 0 is shown by one of them, and pixel 9 by ten."""
     torch.manual_seed(0)
-    starts = random_starts(110000, 10, 10, to_border=False)
+    starts = random_starts(110000, 10, 10, even_borders=False)
     assert ((starts.bincount() / 10000 - 1).abs() < 0.05).all() and len(starts.bincount()) == 11
 
 
@@ -78,7 +78,7 @@ def test_random_pieces_of_an_object_show_its_middle():
 def test_random_pieces_show_all_pixels_of_an_image_about_as_often(side, length):
     """Pieces that start inside at random would show the border 1/length times as often as the middle."""
     torch.manual_seed(0)
-    starts = random_starts(100000, side - length, length, to_border=True)
+    starts = random_starts(100000, side - length, length, even_borders=True)
     assert 0 <= int(starts.min()) and int(starts.max()) == side - length
     shown = sum(torch.roll(starts.bincount(minlength=side), shift) for shift in range(length)).double()
     assert shown.sum() == 100000 * length

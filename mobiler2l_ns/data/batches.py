@@ -32,6 +32,7 @@ class BatchMixer:
         hard_share: Fraction of each batch that is drawn from hard patches.
         reprojected: Reprojected views, or None if none are used.
         reprojected_share: Their fraction of the patches that do not come from the photos.
+        even_borders: Whether patches show the border of images as often as the middle.
 
     Attributes:
         patch_size: hc and wc.
@@ -41,8 +42,10 @@ class BatchMixer:
     def __init__(
         self, pool: ViewPool, photos: Optional[PhotoSet], patches_per_batch: int, patch_cells: Optional[int],
         hard_share: float, reprojected: Optional[ReprojectedViews] = None, reprojected_share: float = 0.0,
+        even_borders: bool = False,
     ):  # fmt: skip
         self.pool, self.photos, self.patches_per_batch = pool, photos, patches_per_batch
+        self.even_borders = even_borders
         self.reprojected, self.reprojected_share = reprojected, reprojected_share if reprojected is not None else 0.0
         h, w = (side // pool.upscale for side in pool.tile)
         self.patch_size = (h, w) if patch_cells is None else (min(patch_cells, h), min(patch_cells, w))
@@ -71,16 +74,15 @@ class BatchMixer:
         num_hard, total = sum(len(patches.pixels) for patches in hard), self.patches_per_batch
         num_new, new = local_share(total) - num_hard, total - num_hard * comms.get_world_size()
         num_photos = local_share(round(new * photo_share)) if self.photos is not None else 0
-        to_border = self.pool.depths.unbounded  # an object is in the middle, and a background is everywhere
         # Patches that know more about their pixels come first: views, photos, hard patches (colours only).
         parts: List[Patches] = []
         num_reprojected = round((num_new - num_photos) * self.reprojected_share)
         if num_photos + num_reprojected < num_new:
-            parts.append(self.pool.sample(num_new - num_photos - num_reprojected, *self.patch_size, to_border))
+            parts.append(self.pool.sample(num_new - num_photos - num_reprojected, *self.patch_size, self.even_borders))
         if num_reprojected and self.reprojected is not None:
-            parts.append(self.reprojected.sample(num_reprojected, *self.patch_size, to_border))
+            parts.append(self.reprojected.sample(num_reprojected, *self.patch_size, self.even_borders))
         if num_photos and self.photos is not None:
-            parts.append(self.photos.sample(num_photos, *self.patch_size, to_border))
+            parts.append(self.photos.sample(num_photos, *self.patch_size, self.even_borders))
         parts += hard
         patches = Patches(join_bundles([p.rays for p in parts]), torch.cat([p.pixels[..., :3] for p in parts]))
         if self.hard_patches is not None:

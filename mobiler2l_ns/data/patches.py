@@ -22,32 +22,31 @@ class Patches(NamedTuple):
 
 
 def cut_patches(
-    images: UInt8[Tensor, "N H W C"], indices: Int[Tensor, "B"], height: int, width: int, to_border: bool = False
+    images: UInt8[Tensor, "N H W C"], indices: Int[Tensor, "B"], height: int, width: int, even_borders: bool = False
 ) -> Tuple[Float[Tensor, "B height width C"], Int[Tensor, "B 2"]]:
     """Random patches of given images, at any whole pixel, and their top left corners (y, x), see ``random_starts``."""
     b, device = len(indices), images.device
-    top = random_starts(b, images.shape[1] - height, height, to_border, device)
-    left = random_starts(b, images.shape[2] - width, width, to_border, device)
+    top = random_starts(b, images.shape[1] - height, height, even_borders, device)
+    left = random_starts(b, images.shape[2] - width, width, even_borders, device)
     rows = (top[:, None] + torch.arange(height, device=device))[:, :, None]
     columns = (left[:, None] + torch.arange(width, device=device))[:, None, :]
     return images[indices[:, None, None], rows, columns].float() / 255, torch.stack([top, left], dim=-1)
 
 
-def random_starts(count: int, last: int, length: int, to_border: bool, device=None) -> Int[Tensor, "{count}"]:
+def random_starts(count: int, last: int, length: int, even_borders: bool, device=None) -> Int[Tensor, "{count}"]:
     """First pixels, from 0 to ``last``, of random pieces of an image along one axis.
 
-    Pieces that start anywhere inside show the first pixel once where they show a pixel of the middle ``length`` times:
-    good for an object in the middle. For a scene that fills the image, pieces start anywhere where they meet the image,
-    and those that leave it are moved inside.
+    Pieces that start anywhere inside show the first pixel once where they show a pixel of the middle ``length`` times.
+    With even borders, pieces start anywhere where they meet the image, and those that leave it are moved inside.
 
     Args:
         count: Number of pieces.
         last: The image's pixels less those of a piece.
         length: Pixels of a piece.
-        to_border: Whether the border is shown about as often as the middle.
+        even_borders: Whether all pixels are shown about as often.
         device: Where the result goes.
     """
-    outside = length - 1 if to_border else 0
+    outside = length - 1 if even_borders else 0
     starts = (torch.rand(count, device=device) * (last + 1 + 2 * outside)).long() - outside
     return starts.clamp(0, last)
 

@@ -95,10 +95,10 @@ class PhotoSet:
         own = self.images.shape[-1]
         return PhotoSet(torch.cat([self.images, added[..., own - 3 :]], dim=-1), self.cameras, self.upscale)
 
-    def sample(self, count: int, hc: int, wc: int, to_border: bool = False) -> Patches:
+    def sample(self, count: int, hc: int, wc: int, even_borders: bool = False) -> Patches:
         """Patches of hc x wc cells from photos drawn at random, see ``random_starts``."""
         indices = torch.randint(len(self.images), (count,), device=self.images.device)
-        pixels, corner = cut_patches(self.images, indices, hc * self.upscale, wc * self.upscale, to_border)
+        pixels, corner = cut_patches(self.images, indices, hc * self.upscale, wc * self.upscale, even_borders)
         cells = cell_centres(hc, wc, (self.upscale, self.upscale), self.images.device)
         return Patches(self.lenses.rays(indices, corner[:, None, None, :] + cells), pixels)
 

@@ -105,10 +105,10 @@ class ViewPool:
             records.flush()
         self.num_added += 1
 
-    def sample(self, count: int, hc: int, wc: int, to_border: bool = False) -> Patches:
+    def sample(self, count: int, hc: int, wc: int, even_borders: bool = False) -> Patches:
         """Patches of hc x wc cells from stored views drawn at random, see ``random_starts``."""
         indices = torch.randint(len(self), (count,), device=self.images.device)
-        pixels, corner = cut_patches(self.images, indices, hc * self.upscale, wc * self.upscale, to_border)
+        pixels, corner = cut_patches(self.images, indices, hc * self.upscale, wc * self.upscale, even_borders)
         cells = cell_centres(hc, wc, (self.upscale, self.upscale), self.images.device)
         coords = (corner + self.corner[indices])[:, None, None, :] + cells
         return Patches(pinhole_rays(self.c2w[indices], self.focal, *self.size, coords), pixels)

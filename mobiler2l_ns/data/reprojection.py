@@ -170,9 +170,9 @@ class ReprojectedViews:
             view = self.reprojector.render(c2w)
         self.pool.add(view, c2w, step=step)
 
-    def sample(self, count: int, hc: int, wc: int, to_border: bool = False) -> Patches:
+    def sample(self, count: int, hc: int, wc: int, even_borders: bool = False) -> Patches:
         """Patches of hc x wc cells from stored views drawn at random, see ``random_starts``."""
-        return self.pool.sample(count, hc, wc, to_border)
+        return self.pool.sample(count, hc, wc, even_borders)
 
     @property
     def nbytes(self) -> int:

@@ -30,6 +30,7 @@ class ViewStream:
         budget: How much time the teacher may take.
         render: Renders a camera (1,): the view with the pool's channels.
         initial_views: Views rendered before the first step, over all processes.
+        even_borders: Whether tiles show the border of views as often as the middle.
 
     Attributes:
         num_initial: How many of them this process renders.
@@ -38,9 +39,10 @@ class ViewStream:
 
     def __init__(
         self, pool: ViewPool, poses: PoseSampler, budget: TimeBudget,
-        render: Callable[[Cameras], Float[Tensor, "H W C"]], initial_views: int,
+        render: Callable[[Cameras], Float[Tensor, "H W C"]], initial_views: int, even_borders: bool = False,
     ):  # fmt: skip
         self.pool, self.poses, self.budget, self.render = pool, poses, budget, render
+        self.even_borders = even_borders
         self.num_initial, self.num_broken = min(max(1, local_share(initial_views)), pool.capacity), 0
 
     def advance(self, step: int) -> None:
@@ -73,9 +75,8 @@ class ViewStream:
         with self.budget.rendering():
             (height, width), (tile_h, tile_w) = self.pool.size, self.pool.tile
             c2w = self.poses.sample(1)
-            unbounded = self.pool.depths.unbounded
-            top = int(random_starts(1, height - tile_h, tile_h, unbounded))
-            left = int(random_starts(1, width - tile_w, tile_w, unbounded))
+            top = int(random_starts(1, height - tile_h, tile_h, self.even_borders))
+            left = int(random_starts(1, width - tile_w, tile_w, self.even_borders))
             return self._add_view(c2w[0], (top, left), step)
 
     def resume(self, saved: SavedViews) -> None:

@@ -65,6 +65,8 @@ class Options:
     """Learning rates of mobiler2l for matrices and for the rest; left out: the method's."""
     initial_views: Optional[int] = None
     """Views of mobiler2l before its first step; left out: the method's 100, for which a slow teacher takes minutes."""
+    even_borders: bool = False
+    """Let patches and tiles show the border of images as often as the middle."""
     probe_steps: int = 16
     """Length of the run that measures the time of a step."""
     seed: int = 0
@@ -78,6 +80,7 @@ def config_of(options: Options, method: str, outputs: Path) -> DistillationTrain
     capture = CaptureOptions(data=options.data, teacher=options.teacher, method=method, image_size=options.image_size)
     config = capture_config(capture, outputs)
     config.pipeline.datamanager.patches_per_batch = max(1, round(options.pixels / pixels_of_patch(config)))
+    config.pipeline.datamanager.even_borders = options.even_borders
     if method == "mobiler2l" and options.lr is not None:
         for group, lr in zip(("matrices", "others"), options.lr):
             config.optimizers[group]["optimizer"].lr = lr
@@ -129,6 +132,7 @@ def measure_method(options: Options, method: str, outputs: Path) -> Tuple[Dict, 
     figures = {
         "steps": run.curve[-1].step, "seconds": run.seconds, "teacher_seconds": run.teacher_seconds,
         "initial_views": config.pipeline.datamanager.initial_views, "views": run.curve[-1].views,
+        "even_borders": options.even_borders,
         "gmac": measure(model).gmac, "parameters": run.parameters, **student,
         "gap_to_teacher_db": round(teacher["psnr"] - student["psnr"], 3),
         "before_fine_tuning": next((point.psnr for point in run.curve if point.step == first), None),
