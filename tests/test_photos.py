@@ -5,6 +5,7 @@ import torch
 from nerfstudio.data.datasets.base_dataset import InputDataset
 
 from mobiler2l_ns.cameras import pinhole_cameras
+from mobiler2l_ns.data.photo_source import PhotoSource
 from mobiler2l_ns.data.photos import PhotoSet, load_photos, on_white
 from mobiler2l_ns.student.sampler import DepthRange
 
@@ -68,6 +69,19 @@ def test_photos_with_the_teachers_depth(own_alpha):
 def test_a_limit_is_kept(total, limit, chosen, stub_dataset):
     photos = load_photos(stub_dataset(total), 8, 8, 8, "cpu", limit=limit)
     assert photos.images[:, 0, 0, 0].tolist() == chosen
+
+
+def test_a_run_names_the_photos_that_it_leaves_out(stub_dataset, capsys):
+    dataset = stub_dataset(20)
+    dataset.cameras.fx = dataset.cameras.fx.clone()
+    dataset.cameras.fx[3:5] = 12.0
+    dataset.metadata = {"transparent_background": False}
+    source = PhotoSource(dataset, (8, 8), 8, 3, 0.5, 8, False, 0, "cpu")
+    rest, held_out = source.load()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "2 of 20 photos have another shape or lens than most: the student learns nothing from them." in printed
+    assert (len(rest), len(held_out)) == (17, 1) and not {3, 4} & {*rest.images[:, 0, 0, 0].tolist()}
+    assert len(source.load(density=2)[0]) == 17 and "photos have another" not in capsys.readouterr().out
 
 
 @pytest.fixture
