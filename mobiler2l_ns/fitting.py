@@ -38,9 +38,7 @@ def fitting_crop(
     return factor, torch.where(whole, top.floor(), top), torch.where(whole, left.floor(), left)
 
 
-def fit_cameras(
-    cameras: Cameras, height: int, width: int, density: int = 1
-) -> Tuple[Cameras, Float[Tensor, "N"]]:  # fmt: skip
+def fit_cameras(cameras: Cameras, height: int, width: int, density: int = 1) -> Tuple[Cameras, Float[Tensor, "N"]]:
     """Cameras of the images that ``fit_image`` makes, see ``fitting_crop``.
 
     Args:

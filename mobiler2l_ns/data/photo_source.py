@@ -73,9 +73,7 @@ class PhotoSource:
         if not self.is_used:
             return None, None
         # Divided on the CPU, so that the device never holds the photos twice.
-        photos = load_photos(
-            self.dataset, *self.size, self.upscale, "cpu", with_alpha=self.with_alpha, density=density
-        )  # fmt: skip
+        photos = load_photos(self.dataset, *self.size, self.upscale, "cpu", with_alpha=self.with_alpha, density=density)
         total, photos = len(photos), photos.of_one_scale()
         if len(photos) < total and density == 1 and comms.is_main_process():
             CONSOLE.print(f"{total - len(photos)} of {total} photos have another shape or lens than most: the student "

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Optional, Tuple
 
 import torch
+from nerfstudio.cameras.cameras import Cameras
 
 from bench.common import default_device
 from bench.distillation import pairs, student_pairs
@@ -115,21 +116,22 @@ class Place:
         return config
 
     def view_size(self, scene: str) -> Tuple[int, int]:
-        """(H, W) of the views of a scene: the photos' size in whole cells, and at most MAX_SIDE pixels."""
-        cameras = held_out_dataset(self.config(scene, "mobiler2l")).cameras
-        height, width = int(cameras.height[0]), int(cameras.width[0])
-        shrink = min(1.0, MAX_SIDE / max(height, width))
-        return fitting_side(height * shrink), fitting_side(width * shrink)
+        """(H, W) of the views of a scene, see ``whole_cells``."""
+        return whole_cells(held_out_dataset(self.config(scene, "mobiler2l")).cameras)
 
     def held_out(self, scene: str, size: Optional[Tuple[int, int]] = None) -> PhotoSet:
         """Held-out photos at a size (H, W), or at that of the scene's views."""
         dataset = held_out_dataset(self.config(scene, "mobiler2l"))
-        return load_photos(dataset, *(size or self.view_size(scene)), 1, self.device, limit=self.sizes.num_photos)
+        height, width = size or whole_cells(dataset.cameras)
+        return load_photos(dataset, height, width, 1, self.device, limit=self.sizes.num_photos)
 
 
-def fitting_side(side: float) -> int:
-    """The largest number of pixels up to ``side`` that consists of whole cells."""
-    return max(UPSCALE, int(side) // UPSCALE * UPSCALE)
+def whole_cells(cameras: Cameras) -> Tuple[int, int]:
+    """(H, W) of the first camera's photo in whole cells, and at most MAX_SIDE pixels."""
+    sides = int(cameras.height[0]), int(cameras.width[0])
+    shrink = min(1.0, MAX_SIDE / max(sides))
+    height, width = (max(UPSCALE, int(side * shrink) // UPSCALE * UPSCALE) for side in sides)
+    return height, width
 
 
 def save_picture(path: Path, photos: PhotoSet, model, teacher) -> None:
